@@ -1,0 +1,49 @@
+# Every target makes what it needs: `make test` in a fresh clone installs first, then tests.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py
+
+# One thread a process: several replicas share the cores of one machine.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint format bench docs
+
+help:
+	@echo "make venv | demo | test | test-all | lint | format | bench | docs"
+
+# Made anew only when what is installed, or its versions, changed; the sources are installed editable.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+venv: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/hdet demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu"
+
+# GPU tests skip themselves where there is no GPU.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict $(TYPED)
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(INSTALLED)
+	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/check_links.py

@@ -1,0 +1,186 @@
+"""Dataclasses to JSON and back, so that state, plans, reports and ledger share one form.
+
+Three rules beyond the obvious: a mapping keyed by (hyperparameter, group) nests as
+``{"lr": {"0": x}}``; a number that is not finite stands as ``null`` with ``"nonfinite": true`` beside
+it; a field that equals its default may be missing. Floats travel by their shortest exact form, so
+what is read equals what was written bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hdet_ray.exceptions import LedgerError
+
+Json = Any
+"""What `json.dumps` takes."""
+
+HParamKey = tuple[str, int]
+"""A hyperparameter's name and the optimizer parameter group that it belongs to."""
+
+
+def to_json(value: object) -> Json:
+    """The JSON form of a dataclass instance, or of anything that one may hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _dataclass_to_json(value)
+    if isinstance(value, Mapping):
+        return _mapping_to_json(value)
+    if isinstance(value, tuple | list):
+        return [to_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def from_json(kind: Any, data: Json, where: str = "") -> Any:
+    """An instance of ``kind`` from its JSON form.
+
+    Raises:
+        LedgerError: a field is missing, unknown, or of the wrong type; names it by its path.
+    """
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass_from_json(kind, data, where)
+    if origin in (Union, types.UnionType):
+        return _union_from_json(kind, data, where)
+    if origin is tuple:
+        item = get_args(kind)[0]
+        return tuple(from_json(item, v, f"{where}[{i}]") for i, v in enumerate(_expect(data, list, where)))
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return _mapping_from_json(kind, data, where)
+    if origin is Literal:
+        if data not in get_args(kind):
+            raise LedgerError(f"{where}: {data!r} is none of {', '.join(map(repr, get_args(kind)))}")
+        return data
+    if kind is float:
+        if data is None:
+            return math.nan
+        return float(_expect(data, (int, float), where))
+    if kind in (int, str, bool):
+        return _expect(data, kind, where)
+    return data
+
+
+def digest(value: object) -> str:
+    """A short hash of a value's JSON form: equal on every machine for equal values."""
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+    """Each field's type, and whether it must be there."""
+    hints = get_type_hints(kind)
+    return {
+        f.name: (
+            hints[f.name],
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(kind)
+    }
+
+
+@lru_cache(maxsize=256)
+def _tag(kind: type) -> str:
+    return kind.__name__.lower()
+
+
+def _dataclass_to_json(value: Any) -> dict[str, Json]:
+    out: dict[str, Json] = {}
+    for name in _fields(type(value)):
+        item = getattr(value, name)
+        out[name] = _tagged(item) if _is_member(type(value), name) else to_json(item)
+        if isinstance(item, float) and not math.isfinite(item):
+            out["nonfinite"] = True
+    return out
+
+
+def _dataclass_from_json(kind: type, data: Json, where: str) -> Any:
+    _expect(data, dict, where)
+    fields = _fields(kind)
+    unknown = set(data) - set(fields) - {"nonfinite", "kind"}
+    if unknown:
+        raise LedgerError(f"{where or kind.__name__}: unknown field {sorted(unknown)[0]!r}")
+    values = {}
+    for name, (hint, required) in fields.items():
+        path = f"{where}.{name}" if where else name
+        if name not in data:
+            if required:
+                raise LedgerError(f"{path} is missing")
+            continue
+        item = data[name]
+        if item is None and data.get("nonfinite") and hint == (float | None):
+            values[name] = math.nan
+        else:
+            values[name] = from_json(hint, item, path)
+    return kind(**values)
+
+
+def _members(kind: Any) -> dict[str, type]:
+    """The dataclasses of a union of several, by the tag that tells them apart in JSON."""
+    members = [m for m in get_args(kind) if dataclasses.is_dataclass(m) and isinstance(m, type)]
+    return {_tag(m): m for m in members} if len(members) > 1 else {}
+
+
+@lru_cache(maxsize=1024)
+def _is_member(kind: type, name: str) -> bool:
+    hint = _fields(kind)[name][0]
+    item = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    return bool(_members(item))
+
+
+def _tagged(item: Any) -> Json:
+    if isinstance(item, tuple):
+        return [_tagged(i) for i in item]
+    if item is None:
+        return None
+    return {"kind": _tag(type(item)), **_dataclass_to_json(item)}
+
+
+def _union_from_json(kind: Any, data: Json, where: str) -> Any:
+    if data is None and type(None) in get_args(kind):
+        return None
+    members = _members(kind)
+    if members:
+        tag = _expect(data, dict, where).get("kind")
+        if tag not in members:
+            raise LedgerError(f"{where}.kind: {tag!r} is none of {', '.join(sorted(members))}")
+        return from_json(members[tag], data, where)
+    (inner,) = [m for m in get_args(kind) if m is not type(None)]
+    return from_json(inner, data, where)
+
+
+def _mapping_to_json(value: Mapping[Any, Any]) -> dict[str, Json]:
+    out: dict[str, Json] = {}
+    for key, item in value.items():
+        if isinstance(key, tuple):
+            out.setdefault(key[0], {})[str(key[1])] = to_json(item)
+        else:
+            out[str(key)] = to_json(item)
+    return out
+
+
+def _mapping_from_json(kind: Any, data: Json, where: str) -> dict[Any, Any]:
+    key_kind, item_kind = get_args(kind)
+    _expect(data, dict, where)
+    if key_kind == HParamKey:
+        return {
+            (name, int(group)): from_json(item_kind, item, f"{where}.{name}.{group}")
+            for name, groups in data.items()
+            for group, item in _expect(groups, dict, f"{where}.{name}").items()
+        }
+    return {key: from_json(item_kind, item, f"{where}.{key}") for key, item in data.items()}
+
+
+def _expect(data: Json, kind: Any, where: str) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        name = getattr(kind, "__name__", "a number")
+        raise LedgerError(f"{where or 'value'}: {data!r} is not {name}")
+    return data

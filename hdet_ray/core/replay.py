@@ -1,0 +1,168 @@
+"""The ledger: one JSON line a round, and the proof that the plans follow from the reports.
+
+Line 1 is the initial state with its version; each further line is one round of one attempt:
+``{"attempt", "round", "report", "plan", "report_digest"}``, where ``plan`` is what `decide` answered.
+A restart opens a new attempt at the round it resumed from; replay follows the newest chain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hdet_ray.core.codec import digest, from_json, to_json
+from hdet_ray.core.decide import decide
+from hdet_ray.core.plan import Plan
+from hdet_ray.core.report import RoundReport
+from hdet_ray.core.state import ScheduleState, state_from_json, state_to_json
+from hdet_ray.exceptions import CheckpointError, HDETError, LedgerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerItem:
+    """One round as it stands in the ledger."""
+
+    attempt: int
+    round: int
+    report: RoundReport
+    plan: Mapping[str, Any]
+    report_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """A ledger that was read: the initial state, and the newest chain of rounds."""
+
+    state: ScheduleState
+    items: tuple[LedgerItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """Where a ledger departs from what its reports lead to."""
+
+    round: int
+    field: str
+    recorded: Any
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The outcome of a replay."""
+
+    rounds: int
+    state: ScheduleState
+    departure: Departure | None = None
+
+
+def header_line(state: ScheduleState) -> str:
+    """Line 1 of a ledger."""
+    return json.dumps(state_to_json(state), allow_nan=False)
+
+
+def item_line(attempt: int, report: RoundReport, plan: Plan) -> str:
+    """The line of one round and the plan that was decided from it."""
+    item = {
+        "attempt": attempt,
+        "round": report.round,
+        "report": to_json(report),
+        "plan": to_json(plan),
+        "report_digest": digest(report),
+    }
+    return json.dumps(item, allow_nan=False)
+
+
+def read_ledger(lines: Iterable[str]) -> Ledger:
+    """Parse a ledger and keep its newest chain.
+
+    Raises:
+        LedgerError: no header, a broken line, or a gap; names the line and the field.
+    """
+    numbered = [(n, text) for n, text in enumerate(lines, start=1) if text.strip()]
+    if not numbered:
+        raise LedgerError("the ledger is empty: its first line must hold the initial state")
+    try:
+        state = state_from_json(_parse(*numbered[0]))
+    except CheckpointError as error:
+        raise LedgerError(f"line 1: {error}") from error
+    items: list[LedgerItem] = []
+    for number, text in numbered[1:]:
+        item = _item(number, _parse(number, text))
+        due = state.round + len(items)
+        if item.round > due:
+            raise LedgerError(f"line {number}: round {item.round} follows round {due - 1}: round {due} is missing")
+        if item.round < due and item.attempt <= items[-1].attempt:
+            raise LedgerError(
+                f"line {number}: round {item.round} stands again in attempt {item.attempt}; only a newer attempt may"
+            )
+        if item.round < state.round:
+            raise LedgerError(f"line {number}: round {item.round} lies before the initial state's {state.round}")
+        items = [*items[: item.round - state.round], item]
+    return Ledger(state=state, items=tuple(items))
+
+
+def replay(ledger: Ledger) -> Replay:
+    """Decide every round anew and compare with what was recorded, field by field."""
+    state = ledger.state
+    for done, item in enumerate(ledger.items):
+        if digest(item.report) != item.report_digest:
+            return Replay(rounds=done, state=state, departure=_tampered_report(item))
+        try:
+            state, plan = decide(state, item.report)
+        except HDETError as error:
+            departure = Departure(round=item.round, field="report", recorded=item.report.plan_digest, expected=str(error))
+            return Replay(rounds=done, state=state, departure=departure)
+        difference = first_difference(item.plan, to_json(plan), "plan")
+        if difference is not None:
+            field, recorded, expected = difference
+            departure = Departure(round=item.round, field=field, recorded=recorded, expected=expected)
+            return Replay(rounds=done, state=state, departure=departure)
+    return Replay(rounds=len(ledger.items), state=state)
+
+
+def first_difference(recorded: Any, expected: Any, where: str) -> tuple[str, Any, Any] | None:
+    """The path of the first place where two JSON values differ, and both values there."""
+    if isinstance(recorded, dict) and isinstance(expected, dict):
+        for name in [*expected, *(n for n in recorded if n not in expected)]:
+            if name not in recorded or name not in expected:
+                return f"{where}.{name}", recorded.get(name), expected.get(name)
+            found = first_difference(recorded[name], expected[name], f"{where}.{name}")
+            if found:
+                return found
+        return None
+    if isinstance(recorded, list) and isinstance(expected, list) and len(recorded) == len(expected):
+        for i, (a, b) in enumerate(zip(recorded, expected, strict=True)):
+            found = first_difference(a, b, f"{where}[{i}]")
+            if found:
+                return found
+        return None
+    same = recorded == expected and type(recorded) is type(expected)
+    return None if same else (where, recorded, expected)
+
+
+def _tampered_report(item: LedgerItem) -> Departure:
+    return Departure(
+        round=item.round, field="report", recorded=digest(item.report), expected=item.report_digest
+    )
+
+
+def _parse(number: int, text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LedgerError(f"line {number} is no JSON ({error}): the file was cut or edited") from error
+    if not isinstance(data, dict):
+        raise LedgerError(f"line {number} is no JSON object")
+    return data
+
+
+def _item(number: int, data: dict[str, Any]) -> LedgerItem:
+    known = {name: data[name] for name in ("attempt", "round", "report", "plan", "report_digest") if name in data}
+    try:
+        item: LedgerItem = from_json(LedgerItem, known)
+    except LedgerError as error:
+        raise LedgerError(f"line {number}: {error}") from error
+    return item

@@ -1,0 +1,225 @@
+"""Averaging: one all-reduce per bucket, at converge only.
+
+Tensors are laid out in flat buckets once; between rounds nothing here runs. While one bucket is on its way
+the next is being filled, so at most two are alive. A replica's weight is 0 when its health verdict left it
+out of the round: it sends zeros, whatever its tensors hold, and takes the mean of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hdet_ray.exceptions import CollectiveError, ConfigError
+from hdet_ray.optim.buckets import Bucket, backends_of, exchange_device, is_averaged, lay_out
+
+BUCKET_BYTES = 25 * 2**20
+"""Bytes of a flat bucket: large enough to hide an all-reduce's latency, small next to a model."""
+
+MAX_IN_FLIGHT = 2
+"""One bucket on its way and one being filled or emptied: the bound of the memory that an average takes."""
+
+
+def average_parameters(
+    tensors: Iterable[Tensor], group: dist.ProcessGroup | None = None, weight: float = 1.0
+) -> None:
+    """Replace tensors by their weighted mean over the ranks of a group, in place; collective.
+
+    Floating and complex tensors are averaged, ``sum_r w_r x_r / sum_r w_r``. Integer and boolean tensors
+    (counters) take the value of the first rank whose weight is positive. Without a process group, and with
+    ``WORLD_SIZE`` unset or 1, there is nobody to average with and nothing happens.
+
+    Args:
+        tensors: Parameters, buffers or any dense tensors: as many, of the same shapes and dtypes and in the
+            same order on every rank.
+        group: The ranks to average over, all of which must call this; the default group if None.
+        weight: This rank's share, finite and not negative. A rank with weight 0 adds nothing (its tensors
+            may hold NaN) and takes the mean.
+
+    Raises:
+        ConfigError: On every rank, if any rank's weight is negative or not finite, or all are 0; on this
+            rank, if there are several processes but no process group, or it is no member of ``group``.
+        CollectiveError: On every rank, if their tensors differ in number, shape or dtype.
+    """
+    own = list(tensors)
+    if not _is_distributed():
+        _require_single_process(group)
+        check_weights([weight])
+        return
+    if group is not None and dist.get_rank(group) < 0:
+        raise ConfigError(
+            f"rank {dist.get_rank()} is no member of the process group that it was given; "
+            f"call average_parameters on the group's own ranks only"
+        )
+    # Weights and digests travel before anything is judged: a rank that raised alone would leave the others waiting.
+    weights, digests = _gather(weight, layout_digest(own), group)
+    check_weights(weights)
+    if len(set(digests)) > 1:
+        raise CollectiveError(_first_difference(own, group))
+    Averager(own, group=group).average(weights)
+
+
+def check_weights(weights: Sequence[float]) -> None:
+    """Raise ConfigError unless all weights (by rank) are finite and not negative, and one is positive."""
+    for rank, weight in enumerate(weights):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"rank {rank} gave weight={weight}; a weight is finite and at least 0 "
+                f"(0 leaves a rank out of the mean, 1 is usual)"
+            )
+    if not any(weights):
+        raise ConfigError(
+            f"all {len(weights)} weights are 0, so there is nothing to average; give at least one rank a positive one"
+        )
+
+
+def layout_digest(tensors: Iterable[Tensor]) -> int:
+    """A signed 64-bit fingerprint of number, shapes and dtypes: equal on ranks that can be averaged."""
+    text = "\n".join(_describe(tensor) for tensor in tensors)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
+
+
+class Averager:
+    """The weighted mean of the same tensors, again and again.
+
+    The layout is computed once. Whoever puts other tensors in the place of these (``optimizer.load_state_dict``
+    does) makes a new one.
+
+    Args:
+        tensors: What to average; floating ones get the mean, others the first included rank's value.
+        group: The ranks that average; None for the default group.
+        bucket_bytes: Size of a bucket. A contiguous tensor that fills one alone is reduced where it lies.
+        source_tensors: Tensors that take the first included rank's value instead of a mean although they are
+            floating: the optimizer's step counts.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        group: dist.ProcessGroup | None,
+        bucket_bytes: int = BUCKET_BYTES,
+        source_tensors: Sequence[Tensor] = (),
+    ) -> None:
+        if bucket_bytes < 1:
+            raise ConfigError(f"bucket_bytes={bucket_bytes} holds no number; use at least 1 ({BUCKET_BYTES} is usual)")
+        self._group = group
+        self._num_ranks = dist.get_world_size(group) if _is_distributed() else 1
+        self._buckets: list[Bucket] = []
+        if self._num_ranks > 1:
+            averaged = [tensor for tensor in tensors if is_averaged(tensor)]
+            copied = [tensor for tensor in tensors if not is_averaged(tensor)]
+            self._buckets += lay_out(averaged, bucket_bytes, group, is_mean=True)
+            self._buckets += lay_out([*copied, *source_tensors], bucket_bytes, group, is_mean=False)
+
+    @torch.no_grad()
+    def average(self, weights: Sequence[float]) -> int:
+        """Average over the group, in place; collective.
+
+        Args:
+            weights: Every rank's weight, by rank in the group, the same list on every rank.
+
+        Returns:
+            Bytes that this rank put through all-reduces and broadcasts.
+
+        Raises:
+            ConfigError: ``weights`` has another length than the group, holds a negative or non-finite number,
+                or is all zeros.
+        """
+        check_weights(weights)
+        if len(weights) != self._num_ranks:
+            raise ConfigError(f"{len(weights)} weights for a group of {self._num_ranks} ranks; give one for each")
+        in_flight: deque[_Transfer] = deque()
+        for bucket in self._buckets:
+            if len(in_flight) == MAX_IN_FLIGHT:
+                in_flight.popleft().land()
+            in_flight.append(_Transfer(bucket, weights, self._group))
+        while in_flight:
+            in_flight.popleft().land()
+        return sum(bucket.num_bytes for bucket in self._buckets)
+
+
+class _Transfer:
+    """One bucket on its way, from filling the flat tensor to copying the result back."""
+
+    def __init__(self, bucket: Bucket, weights: Sequence[float], group: dist.ProcessGroup | None) -> None:
+        self._bucket = bucket
+        self._divisor = 1.0
+        if not bucket.is_mean:
+            first_included = next(rank for rank, weight in enumerate(weights) if weight > 0)
+            source = first_included if group is None else dist.get_global_rank(group, first_included)
+            self._flat = bucket.filled()
+            self._work = dist.broadcast(self._flat, source, group=group, async_op=True)
+            return
+        # Relative to the largest, so that equal weights multiply by exactly 1 and large ones can't overflow.
+        shares = [weight / max(weights) for weight in weights]
+        own_share = shares[dist.get_rank(group)]
+        if min(shares) == 1 and backends_of(group).get(bucket.device.type) == "nccl":
+            operation = dist.ReduceOp.AVG
+        else:
+            # Gloo has no AVG, and no backend has a weighted one: sum, then scale once per bucket.
+            operation = dist.ReduceOp.SUM
+            self._divisor = sum(shares)
+        self._flat = bucket.filled() if own_share else bucket.zeroed()
+        if own_share not in (0, 1):
+            self._flat.mul_(own_share)
+        self._work = dist.all_reduce(self._flat, op=operation, group=group, async_op=True)
+
+    def land(self) -> None:
+        """Wait for the result and put it where it belongs."""
+        self._work.wait()
+        if self._divisor != 1:
+            self._flat.div_(self._divisor)
+        self._bucket.empty_into_tensors(self._flat)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _require_single_process(group: dist.ProcessGroup | None) -> None:
+    if group is not None:
+        raise ConfigError(
+            "a process group was given but torch.distributed is not initialized (any more); "
+            "call torch.distributed.init_process_group first, or pass group=None in a single process"
+        )
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={world_size} but torch.distributed is not initialized, so the other processes can't be "
+            f"reached; call torch.distributed.init_process_group first"
+        )
+
+
+def _gather(weight: float, digest: int, group: dist.ProcessGroup | None) -> tuple[list[float], list[int]]:
+    """Every rank's weight and digest, by rank, in one exchange of 16 bytes each."""
+    bits = torch.tensor([weight], dtype=torch.float64).view(torch.int64)
+    own = torch.cat([bits, torch.tensor([digest])]).to(exchange_device(torch.device("cpu"), group))
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, own, group=group)
+    table = torch.stack(rows).cpu()  # (ranks, 2)
+    return table[:, 0].contiguous().view(torch.float64).tolist(), table[:, 1].tolist()
+
+
+def _first_difference(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> str:
+    """What to tell ranks that can't be averaged; collective, so that all of them tell the same."""
+    layouts: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(layouts, [_describe(tensor) for tensor in tensors], group=group)
+    first = layouts[0]
+    rank, other = next((rank, layout) for rank, layout in enumerate(layouts) if layout != first)
+    remedy = "build the same model and optimizer on every rank, with parameters in the same order"
+    if len(other) != len(first):
+        return f"rank {rank} averages {len(other)} tensors and rank 0 {len(first)}; {remedy}"
+    index = next(index for index, (a, b) in enumerate(zip(first, other, strict=True)) if a != b)
+    return f"tensor {index} is {other[index]} on rank {rank} and {first[index]} on rank 0; {remedy}"
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -1,0 +1,1 @@
+"""Ray Train: the trainer, `attach`, control channels, checkpoints."""

@@ -1,0 +1,13 @@
+"""Names inside a run's storage.
+
+Every Ray checkpoint of a run holds ours in a folder of its own, beside whatever the user reports:
+
+    <storage_path>/<run name>/
+        checkpoint_<time>/hdet/     one checkpoint (`hdet_ray.train.checkpoints`)
+        hdet_ledger.jsonl           one line a round
+"""
+
+from __future__ import annotations
+
+HDET_FOLDER = "hdet"
+LEDGER_FILE = "hdet_ledger.jsonl"

@@ -1,0 +1,204 @@
+"""Reports to Ray: the user's go on as they are, and ours go along with them.
+
+Ray resumes a run from its newest reported checkpoint and shows that report's metrics as
+``Result.metrics``. So a report of ours carries the newest metrics of the user's own reports, and once
+the user reports checkpoints, ours travel inside theirs and are no reports of their own any more: then
+the user alone says when checkpoints are made, as without us.
+
+`ray.train.report` hands every call to one object a process, ``TrainFnUtils``, which Ray made to be
+patched. Two methods of that one object are replaced, so a function that the user's module imported
+long before is caught too, and everything ends with the worker.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray.train
+from ray.train import Checkpoint
+from ray.train.v2._internal.execution.train_fn_utils import TrainFnUtils, get_train_fn_utils
+from ray.train.v2.api.report_config import CheckpointUploadMode
+
+from hdet_ray.exceptions import ConfigError
+from hdet_ray.train.layout import HDET_FOLDER
+from hdet_ray.train.storage import upload
+
+UploadFn = Callable[[Checkpoint, str], Checkpoint]
+
+_BRIDGE = "_hdet_bridge"
+
+
+class StagedCheckpoint:
+    """A finished checkpoint in a local folder, which goes with the last reference to it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="hdet-checkpoint-"))
+        # Uploads run in Ray's thread and may be repeated: only "nobody holds it" says that it is done.
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+class ReportBridge:
+    """Stands between the user's loop and Ray's reports, in one worker process."""
+
+    def __init__(self, utils: TrainFnUtils, checkpoint_every_rounds: int) -> None:
+        self.checkpoint_every_rounds = checkpoint_every_rounds
+        self.user_metrics: dict[str, Any] = {}
+        """Newest metrics that the user's loop reported on this rank."""
+        self.user_reports_checkpoints = False
+        """The user's loop has reported a checkpoint on this rank."""
+        self.own_metrics: dict[str, Any] = {}
+        """``hdet/…``, as of the newest boundary."""
+        self.saves_checkpoints = utils.is_distributed()
+        """False in Ray's local mode, which has no storage."""
+        self._staged: StagedCheckpoint | None = None
+        self._num_waiting_uploads = 0
+        self._forward = utils.report
+        self._get_newest = utils.get_checkpoint
+
+    @property
+    def is_behind(self) -> bool:
+        """A checkpoint of ours waits in this rank's line: Ray takes about one report every two seconds."""
+        return self._num_waiting_uploads > 0
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """What Ray would resume from, the user's or ours."""
+        return self._get_newest()
+
+    def stage(self, staged: StagedCheckpoint) -> None:
+        """Keep a checkpoint for the user's next ones to carry."""
+        self._staged = staged
+
+    def publish(self, staged: StagedCheckpoint | None) -> None:
+        """Report a checkpoint of ours. A barrier: every rank calls it, one of them with a checkpoint."""
+        if not self.saves_checkpoints:
+            self._send({**self.user_metrics, **self.own_metrics})
+            return
+        if staged is None:
+            self._send({**self.user_metrics, **self.own_metrics}, mode=CheckpointUploadMode.ASYNC)
+            return
+        self._num_waiting_uploads += 1
+        storage = ray.train.get_context().get_storage()
+
+        def put(_: Checkpoint, dir_name: str) -> Checkpoint:
+            # Ray's uploads run one after another, and one ends when Ray's queue has taken its report.
+            self._num_waiting_uploads = 0
+            path = storage.build_checkpoint_path_from_name(dir_name)
+            upload(staged.folder, storage.storage_filesystem, posixpath.join(path, HDET_FOLDER))
+            return Checkpoint(path, filesystem=storage.storage_filesystem)
+
+        self._send(
+            {**self.user_metrics, **self.own_metrics},
+            checkpoint=Checkpoint.from_directory(staged.folder),
+            mode=CheckpointUploadMode.ASYNC,
+            upload_fn=put,
+        )
+
+    def report_of_user(
+        self,
+        metrics: dict[str, Any],
+        checkpoint: Checkpoint | None = None,
+        checkpoint_dir_name: str | None = None,
+        checkpoint_upload_mode: CheckpointUploadMode = CheckpointUploadMode.SYNC,
+        delete_local_checkpoint_after_upload: bool | None = None,
+        checkpoint_upload_fn: UploadFn | None = None,
+        validation: Any = False,
+    ) -> None:
+        """What `ray.train.report` calls in the user's loop: Ray's own, plus ``hdet/…`` and our files."""
+        self.user_metrics = dict(metrics)
+        if checkpoint is not None:
+            self.user_reports_checkpoints = True
+            if self._staged is not None and self.saves_checkpoints:
+                if checkpoint_upload_mode == CheckpointUploadMode.NO_UPLOAD:
+                    _add_ours(self._staged, checkpoint)
+                else:
+                    checkpoint_upload_fn = _carrying(self._staged, checkpoint_upload_fn)
+        self._forward(
+            metrics={**metrics, **self.own_metrics},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=checkpoint_dir_name,
+            checkpoint_upload_mode=checkpoint_upload_mode,
+            delete_local_checkpoint_after_upload=delete_local_checkpoint_after_upload,
+            checkpoint_upload_fn=checkpoint_upload_fn,
+            validation=validation,
+        )
+
+    def checkpoint_of_user(self) -> Checkpoint | None:
+        """What `ray.train.get_checkpoint` returns in the user's loop: None where no file of theirs is in it."""
+        newest = self._get_newest()
+        return newest if newest is not None and has_user_files(newest) else None
+
+    def _send(
+        self,
+        metrics: dict[str, Any],
+        checkpoint: Checkpoint | None = None,
+        mode: CheckpointUploadMode = CheckpointUploadMode.SYNC,
+        upload_fn: UploadFn | None = None,
+    ) -> None:
+        self._forward(
+            metrics=metrics,
+            checkpoint=checkpoint,
+            checkpoint_dir_name=None,
+            checkpoint_upload_mode=mode,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=upload_fn,
+            validation=False,
+        )
+
+
+def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
+    """This worker's bridge; the first call in a worker builds it.
+
+    Args:
+        checkpoint_every_rounds: Replaces what the bridge was built with; None leaves it (1 at first).
+
+    Raises:
+        ConfigError: Not inside a Ray Train worker.
+    """
+    try:
+        utils = get_train_fn_utils()
+    except RuntimeError as error:
+        raise ConfigError(
+            "attach() was called outside a Ray Train worker; call it in train_loop_per_worker, or use the "
+            "scheduler alone under another launcher"
+        ) from error
+    bridge: ReportBridge | None = getattr(utils, _BRIDGE, None)
+    if bridge is None:
+        bridge = ReportBridge(utils, checkpoint_every_rounds or 1)
+        vars(utils).update(
+            {
+                _BRIDGE: bridge,
+                "report": bridge.report_of_user,
+                "get_checkpoint": bridge.checkpoint_of_user,
+            }
+        )
+    elif checkpoint_every_rounds is not None:
+        bridge.checkpoint_every_rounds = checkpoint_every_rounds
+    return bridge
+
+
+def has_user_files(checkpoint: Checkpoint) -> bool:
+    """A checkpoint of Ray's holds something beside our folder."""
+    infos = checkpoint.filesystem.get_file_info(pafs.FileSelector(checkpoint.path, allow_not_found=True))
+    return any(info.base_name != HDET_FOLDER for info in infos)
+
+
+def _carrying(staged: StagedCheckpoint, upload_fn: UploadFn | None) -> UploadFn:
+    storage = ray.train.get_context().get_storage()
+
+    def put(checkpoint: Checkpoint, dir_name: str) -> Checkpoint:
+        stored = (upload_fn or storage.persist_current_checkpoint)(checkpoint, dir_name)
+        _add_ours(staged, stored)
+        return stored
+
+    return put
+
+
+def _add_ours(staged: StagedCheckpoint, stored: Checkpoint) -> None:
+    upload(staged.folder, stored.filesystem, posixpath.join(stored.path, HDET_FOLDER))
