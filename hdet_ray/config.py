@@ -138,7 +138,11 @@ def resolve_controller(controller: str | Controller) -> Controller:
     """
     if isinstance(controller, Auto | Paper | Fixed):
         return controller
-    classes: dict[str, type[Auto] | type[Paper] | type[Fixed]] = {"auto": Auto, "paper": Paper, "fixed": Fixed}
+    classes: dict[str, type[Auto] | type[Paper] | type[Fixed]] = {
+        "auto": Auto,
+        "paper": Paper,
+        "fixed": Fixed,
+    }
     if controller not in classes:
         raise ConfigError(
             f"controller={controller!r} is unknown; use 'auto', 'paper', 'fixed', or an instance of "
@@ -177,7 +181,9 @@ def check_follower(sigma: float, step_size: float, momentum: float) -> None:
     """
     check_positive("sigma", sigma)
     if not _is_number(step_size) or not math.isfinite(step_size) or step_size < 0:
-        raise ConfigError(f"step_size={step_size!r} must be a finite number of at least 0; 0.5 is the paper's")
+        raise ConfigError(
+            f"step_size={step_size!r} must be a finite number of at least 0; 0.5 is the paper's"
+        )
     if not _is_number(momentum) or not 0 <= momentum < 1:
         raise ConfigError(f"momentum={momentum!r} must lie in [0, 1); 0.9 is the paper's")
 

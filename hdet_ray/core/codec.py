@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hdet_ray.exceptions import LedgerError
+from hdet_ray.exceptions import ConfigError, LedgerError, OverrideError
 
 Json = Any
 """What `json.dumps` takes."""
@@ -26,16 +26,24 @@ HParamKey = tuple[str, int]
 """A hyperparameter's name and the optimizer parameter group that it belongs to."""
 
 
-def to_json(value: object) -> Json:
-    """The JSON form of a dataclass instance, or of anything that one may hold."""
+def to_json(value: object, kind: Any = None) -> Json:
+    """The JSON form of a dataclass instance, or of anything that one may hold.
+
+    Args:
+        kind: The type that it is declared as: an integer where a float belongs becomes one, so that what
+            is read back has the digest of what was written.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _dataclass_to_json(value)
     if isinstance(value, Mapping):
-        return _mapping_to_json(value)
+        return _mapping_to_json(value, _item_kind(kind))
     if isinstance(value, tuple | list):
-        return [to_json(v) for v in value]
+        item_kind = _item_kind(kind)
+        return [to_json(v, item_kind) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, int) and not isinstance(value, bool) and kind in (float, float | None):
+        return float(value)
     return value
 
 
@@ -75,7 +83,7 @@ def digest(value: object) -> str:
 
 
 @lru_cache(maxsize=256)
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Each field's type, and whether it must be there."""
     hints = get_type_hints(kind)
     return {
@@ -88,21 +96,26 @@ def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
 
 
 @lru_cache(maxsize=256)
-def _tag(kind: type) -> str:
-    return kind.__name__.lower()
+def _tag(kind: Any) -> str:
+    return str(kind.__name__).lower()
 
 
 def _dataclass_to_json(value: Any) -> dict[str, Json]:
-    out: dict[str, Json] = {}
-    for name in _fields(type(value)):
-        item = getattr(value, name)
-        out[name] = _tagged(item) if _is_member(type(value), name) else to_json(item)
-        if isinstance(item, float) and not math.isfinite(item):
-            out["nonfinite"] = True
-    return out
+    kind: Any = type(value)
+    fields = _fields(kind)
+    held = {name: getattr(value, name) for name in fields}
+    has_nonfinite = any(isinstance(item, float) and not math.isfinite(item) for item in held.values())
+    if has_nonfinite:
+        # Beside such a number a null would be read as one more: what is None by default stays away.
+        held = {name: item for name, item in held.items() if item is not None or fields[name][1]}
+    out = {
+        name: _tagged(item) if _is_member(kind, name) else to_json(item, fields[name][0])
+        for name, item in held.items()
+    }
+    return out | {"nonfinite": True} if has_nonfinite else out
 
 
-def _dataclass_from_json(kind: type, data: Json, where: str) -> Any:
+def _dataclass_from_json(kind: Any, data: Json, where: str) -> Any:
     _expect(data, dict, where)
     fields = _fields(kind)
     unknown = set(data) - set(fields) - {"nonfinite", "kind"}
@@ -120,17 +133,20 @@ def _dataclass_from_json(kind: type, data: Json, where: str) -> Any:
             values[name] = math.nan
         else:
             values[name] = from_json(hint, item, path)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (ConfigError, OverrideError) as error:
+        raise LedgerError(f"{where or kind.__name__}: {error}") from error
 
 
-def _members(kind: Any) -> dict[str, type]:
+def _members(kind: Any) -> dict[str, Any]:
     """The dataclasses of a union of several, by the tag that tells them apart in JSON."""
-    members = [m for m in get_args(kind) if dataclasses.is_dataclass(m) and isinstance(m, type)]
+    members: list[Any] = [m for m in get_args(kind) if dataclasses.is_dataclass(m)]
     return {_tag(m): m for m in members} if len(members) > 1 else {}
 
 
 @lru_cache(maxsize=1024)
-def _is_member(kind: type, name: str) -> bool:
+def _is_member(kind: Any, name: str) -> bool:
     hint = _fields(kind)[name][0]
     item = get_args(hint)[0] if get_origin(hint) is tuple else hint
     return bool(_members(item))
@@ -141,7 +157,8 @@ def _tagged(item: Any) -> Json:
         return [_tagged(i) for i in item]
     if item is None:
         return None
-    return {"kind": _tag(type(item)), **_dataclass_to_json(item)}
+    kind: Any = type(item)
+    return {"kind": _tag(kind), **_dataclass_to_json(item)}
 
 
 def _union_from_json(kind: Any, data: Json, where: str) -> Any:
@@ -149,7 +166,7 @@ def _union_from_json(kind: Any, data: Json, where: str) -> Any:
         return None
     members = _members(kind)
     if members:
-        tag = _expect(data, dict, where).get("kind")
+        tag = str(_expect(data, dict, where).get("kind"))
         if tag not in members:
             raise LedgerError(f"{where}.kind: {tag!r} is none of {', '.join(sorted(members))}")
         return from_json(members[tag], data, where)
@@ -157,13 +174,21 @@ def _union_from_json(kind: Any, data: Json, where: str) -> Any:
     return from_json(inner, data, where)
 
 
-def _mapping_to_json(value: Mapping[Any, Any]) -> dict[str, Json]:
+def _item_kind(kind: Any) -> Any:
+    """The type of a container's items, where the container says it."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next((k for k in get_args(kind) if k is not type(None)), None)
+    arguments = [k for k in get_args(kind) if k is not Ellipsis]
+    return arguments[-1] if arguments else None
+
+
+def _mapping_to_json(value: Mapping[Any, Any], item_kind: Any) -> dict[str, Json]:
     out: dict[str, Json] = {}
     for key, item in value.items():
         if isinstance(key, tuple):
-            out.setdefault(key[0], {})[str(key[1])] = to_json(item)
+            out.setdefault(key[0], {})[str(key[1])] = to_json(item, item_kind)
         else:
-            out[str(key)] = to_json(item)
+            out[str(key)] = to_json(item, item_kind)
     return out
 
 
@@ -172,11 +197,17 @@ def _mapping_from_json(kind: Any, data: Json, where: str) -> dict[Any, Any]:
     _expect(data, dict, where)
     if key_kind == HParamKey:
         return {
-            (name, int(group)): from_json(item_kind, item, f"{where}.{name}.{group}")
+            (name, _group(group, f"{where}.{name}")): from_json(item_kind, item, f"{where}.{name}.{group}")
             for name, groups in data.items()
             for group, item in _expect(groups, dict, f"{where}.{name}").items()
         }
     return {key: from_json(item_kind, item, f"{where}.{key}") for key, item in data.items()}
+
+
+def _group(text: str, where: str) -> int:
+    if not text.isdecimal():
+        raise LedgerError(f"{where}: {text!r} is no parameter group; a number is")
+    return int(text)
 
 
 def _expect(data: Json, kind: Any, where: str) -> Any:

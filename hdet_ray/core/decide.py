@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hdet_ray.config import Auto, Fixed, Paper
+from hdet_ray.config import Auto, Controller, Fixed, Paper
 from hdet_ray.core.codec import digest
+from hdet_ray.core.designs import check_columns
 from hdet_ray.core.health import Verdict, judge
-from hdet_ray.core.learning import enter_paper, learn, with_rates
+from hdet_ray.core.learning import enter_paper, learn, learn_from_trial, with_rates
 from hdet_ray.core.plan import RATE, Plan
-from hdet_ray.core.planning import plan_for
+from hdet_ray.core.planning import plan_for, trial_of
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.search import Search, search_lengths, shortest_run
 from hdet_ray.core.state import ScheduleConfig, ScheduleState
@@ -21,8 +22,13 @@ from hdet_ray.core.steering import fold_commands, rate_c_bounds, settle_override
 from hdet_ray.exceptions import ConfigError, LedgerError
 
 
-def start(config: ScheduleConfig, num_replicas: int) -> tuple[ScheduleState, Plan]:
+def start(config: ScheduleConfig, num_replicas: int, *, first_step: int = 0) -> tuple[ScheduleState, Plan]:
     """The state and the plan of the first round.
+
+    Args:
+        config: What the run is started with.
+        num_replicas: N, at least 1.
+        first_step: Where on the schedule the run begins; a run that begins in the middle does not search.
 
     Raises:
         ConfigError: fewer than 1 replica, or more hyperparameters than these replicas can tell apart.
@@ -33,6 +39,7 @@ def start(config: ScheduleConfig, num_replicas: int) -> tuple[ScheduleState, Pla
     rate_bounds = {(RATE, g): config.rate_bounds(g) for g in range(len(config.max_lr))}
     state = ScheduleState(
         config=config,
+        step=first_step,
         ratios=(1.0,) * len(config.max_lr),
         explored={e.key: e.base for e in config.explored},
         bounds=rate_bounds | {e.key: (e.low, e.high) for e in config.explored},
@@ -58,10 +65,15 @@ def decide(state: ScheduleState, report: RoundReport) -> tuple[ScheduleState, Pl
     plan = plan_for(state, len(report.replicas))
     _check_report(plan, report)
     verdict = judge_report(state, plan, report)
-    state = replace(state, notes=())
-    state = fold_commands(state, report.commands)
-    state = learn(state, plan, report, verdict)
-    state = replace(state, round=state.round + 1, step=state.step + report.steps, calls=state.calls + report.calls)
+    tried = trial_of(state, plan.num_replicas) if plan.is_search else None
+    state = fold_commands(replace(state, notes=()), report.commands)
+    if tried is None:
+        state = learn(state, plan, report, verdict)
+    else:
+        state = learn_from_trial(state, tried, plan, report)
+    state = replace(
+        state, round=state.round + 1, step=state.step + report.steps, calls=state.calls + report.calls
+    )
     state = settle_overrides(enter_paper(state, plan, report))
     return state, plan_for(state, report.next_num_replicas or len(report.replicas))
 
@@ -73,7 +85,9 @@ def judge_report(state: ScheduleState, plan: Plan, report: RoundReport) -> Verdi
 
 def _check_report(plan: Plan, report: RoundReport) -> None:
     if report.round != plan.round:
-        raise LedgerError(f"round {report.round} reported where round {plan.round} is due: a line is missing or doubled")
+        raise LedgerError(
+            f"round {report.round} reported where round {plan.round} is due: a line is missing or doubled"
+        )
     expected = digest(plan)
     if report.plan_digest != expected:
         raise LedgerError(
@@ -85,11 +99,8 @@ def _check_report(plan: Plan, report: RoundReport) -> None:
 def _check_columns(config: ScheduleConfig, num_replicas: int) -> None:
     columns = sum(e.alpha > 0 for e in config.explored)
     columns += config.controller.alpha > 0 and columns > 0 and not isinstance(config.controller, Paper)
-    if num_replicas > 1 and columns > num_replicas - 1:
-        raise ConfigError(
-            f"{columns} hyperparameters can't be told apart by {num_replicas} replicas; explore at most "
-            f"{num_replicas - 1}, or use more replicas"
-        )
+    if num_replicas > 1:
+        check_columns(columns, num_replicas)
 
 
 def _first_search(state: ScheduleState, num_replicas: int) -> Search | None:
@@ -97,35 +108,40 @@ def _first_search(state: ScheduleState, num_replicas: int) -> Search | None:
     if not isinstance(settings, Auto):
         return None
     lengths = search_lengths(settings, state.config.total_steps)
-    low, high = rate_c_bounds(state)
-    if low > high:
-        raise ConfigError("bounds['lr'] leave no common factor for the rates of all groups; widen them")
-    if lengths is None or num_replicas == 1:
+    if lengths is None or num_replicas == 1 or state.step > 0:
         return None
+    low, high = rate_c_bounds(state)
     return Search(stage="scout", scout_steps=lengths[0], pair_steps=lengths[1], low=low, high=high)
 
 
 def _starting_notes(config: ScheduleConfig, num_replicas: int) -> tuple[str, ...]:
     controller = config.controller
-    needs_peers = isinstance(controller, Auto | Paper) or controller.alpha > 0 or bool(config.explored)
     if num_replicas == 1:
-        if not needs_peers:
-            return ()
-        return (
-            f"one replica has nobody to be compared with: controller={type(controller).__name__.lower()!r} "
-            "trains it on the base schedule; start at least 2 replicas to explore",
-        )
+        needs_peers = isinstance(controller, Auto | Paper) or controller.alpha > 0 or bool(config.explored)
+        return (_alone(controller),) if needs_peers else ()
     if isinstance(controller, Fixed | Paper):
         return ()
     if search_lengths(controller, config.total_steps) is None:
-        return (
-            f"total_steps={config.total_steps} is too short for a search (it needs {shortest_run(controller)}, "
-            f"so that it costs at most {controller.max_search_ratio:.0%}): training plain one-cycle at max_lr",
-        )
-    if not config.has_probe:
-        return (
-            "no probe: candidates are compared on each replica's own training loss over the last quarter of a "
-            "round, which is noisier; pass probe= for a sharper search",
-        )
-    return ()
+        return (_too_short(controller, config.total_steps),)
+    return () if config.has_probe else (_NO_PROBE,)
 
+
+_NO_PROBE = (
+    "no probe: candidates are compared on each replica's own training loss over the last quarter of a round, "
+    "which is noisier; pass probe= for a sharper search"
+)
+
+
+def _alone(controller: Controller) -> str:
+    name = type(controller).__name__.lower()
+    return (
+        f"one replica has nobody to be compared with: controller={name!r} trains without looking around; "
+        "start at least 2 replicas to explore"
+    )
+
+
+def _too_short(controller: Auto, total_steps: int) -> str:
+    return (
+        f"total_steps={total_steps} is too short for a search (it needs {shortest_run(controller)}, so that "
+        f"it costs at most {controller.max_search_ratio:.0%}): training plain one-cycle at max_lr"
+    )

@@ -28,17 +28,20 @@ def balanced_columns(num_replicas: int, num_columns: int, *, seed: int, round: i
     Raises:
         ConfigError: more columns than ``num_replicas - 1``, which no design can tell apart.
     """
+    check_columns(num_columns, num_replicas)
+    pool = _columns(num_replicas, num_columns)
+    order = permutation(len(pool), words(seed, round, "design/order"))
+    flips = signs(num_columns, words(seed, round, "design/signs"))
+    return tuple(tuple(flip * level for level in pool[j]) for j, flip in zip(order, flips, strict=False))
+
+
+def check_columns(num_columns: int, num_replicas: int) -> None:
+    """Raise ConfigError if no design of this many replicas tells this many hyperparameters apart."""
     if num_columns > num_replicas - 1:
         raise ConfigError(
             f"{num_columns} hyperparameters can't be told apart by {num_replicas} replicas; "
             f"explore at most {max(num_replicas - 1, 0)}, or use more replicas"
         )
-    pool = _columns(num_replicas, num_columns)
-    order = permutation(len(pool), words(seed, round, "design/order"))
-    flips = signs(num_columns, words(seed, round, "design/signs"))
-    return tuple(
-        tuple(flip * level for level in pool[j]) for j, flip in zip(order, flips, strict=False)
-    )
 
 
 @lru_cache(maxsize=64)
@@ -50,9 +53,7 @@ def _columns(num_replicas: int, num_columns: int) -> tuple[Column, ...]:
 
 def _hadamard_columns(size: int) -> tuple[Column, ...]:
     """Sylvester's matrix without its constant column: entry (r, j) is the parity of ``r & j``."""
-    return tuple(
-        tuple(-1 if (r & j).bit_count() & 1 else 1 for r in range(size)) for j in range(1, size)
-    )
+    return tuple(tuple(-1 if (r & j).bit_count() & 1 else 1 for r in range(size)) for j in range(1, size))
 
 
 def _searched_columns(num_replicas: int, num_columns: int) -> tuple[Column, ...]:

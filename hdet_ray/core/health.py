@@ -59,7 +59,7 @@ def judge(plan: Plan, replicas: Sequence[ReplicaReport], thresholds: Thresholds)
     ]
     if plan.is_one_team and plan.num_replicas > 1:
         return _judge_shared(plan, replicas, reasons, own, peers, thresholds)
-    if statistics.median(own) > thresholds.explosion_z:
+    if statistics.median_low(own) > thresholds.explosion_z:
         reasons = [reason or "exploded" for reason in reasons]
     return _verdict(reasons, rolls_back=all(reasons), culprits=())
 
@@ -84,7 +84,7 @@ def _judge_shared(
         return _verdict([r or "nonfinite" for r in reasons], rolls_back=True, culprits=culprits)
     if exploded:
         return _verdict([r or "exploded" for r in reasons], rolls_back=True, culprits=tuple(exploded))
-    if statistics.median(own) > thresholds.explosion_z:
+    if statistics.median_low(own) > thresholds.explosion_z:
         return _verdict([r or "exploded" for r in reasons], rolls_back=True, culprits=())
     if plan.keeps_replicas_equal:
         return _verdict([""] * len(reasons), rolls_back=False, culprits=())
@@ -107,11 +107,15 @@ def _reason(report: ReplicaReport, own_z: float, peer_z: float, own_limit: float
 
 
 def _is_finite(report: ReplicaReport) -> bool:
+    if not report.has_loss:
+        return report.is_finite
     return report.is_finite and math.isfinite(report.loss) and math.isfinite(report.last_loss)
 
 
 def _rise_in_noise(report: ReplicaReport) -> float:
     """Rise of the loss over the window, in the replica's own noise from batch to batch."""
+    if not report.has_loss:
+        return 0.0
     rise = report.last_loss - report.start_loss
     if not math.isfinite(rise):
         return math.inf

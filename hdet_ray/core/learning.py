@@ -11,22 +11,22 @@ from hdet_ray.core.health import Verdict
 from hdet_ray.core.paper import decay_per_round, follow, softmax_weights
 from hdet_ray.core.plan import RATE, Failure, Plan, centre_rate
 from hdet_ray.core.report import ReplicaReport, RoundReport
-from hdet_ray.core.search import Search, absorb, ended, pool, team_scores, trial
+from hdet_ray.core.search import Search, Trial, absorb, pool, team_scores
 from hdet_ray.core.state import Explored, ScheduleState
-from hdet_ray.core.steering import clipped, scaled
+from hdet_ray.core.steering import clipped, end_search, own_factor, scaled
 
 AUTO_ROLLBACK_STEP = 0.7
 """How far `Auto` lowers c after a rollback; the other controllers halve the rate."""
 
 
 def learn(state: ScheduleState, plan: Plan, report: RoundReport, verdict: Verdict) -> ScheduleState:
-    """The state after a round, before the next is planned."""
-    if plan.is_search:
-        return _learn_from_trial(state, plan, report)
-    if state.search is not None and state.is_searching:
-        # Replicas were too few to compare: the search can't go on where it stopped, so it ends here.
-        search = ended(state.search)
-        state = replace(state, search=search, log_scale=search.result or 0.0)
+    """The state after a round of training, before the next is planned."""
+    if state.is_searching:
+        # The plan was for one replica alone, which can't search: from here on the search is over.
+        state = end_search(state)
+        rate = _rate(state, state.log_scale)
+        note = f"one replica has nobody to be compared with: the search ended at max_lr = {rate:.4g}"
+        state = replace(state, notes=(*state.notes, note))
     if verdict.rolls_back:
         return _roll_back(state, report, verdict)
     state = replace(state, rollbacks=0, evidence=())
@@ -38,12 +38,16 @@ def learn(state: ScheduleState, plan: Plan, report: RoundReport, verdict: Verdic
 def enter_paper(state: ScheduleState, plan: Plan, report: RoundReport) -> ScheduleState:
     """Take over from one-cycle, once the warm-up's steps have passed."""
     config = state.config
-    if not isinstance(config.controller, Paper) or state.rates is not None or state.step < config.warmup_steps:
+    if (
+        not isinstance(config.controller, Paper)
+        or state.rates is not None
+        or state.step < config.warmup_steps
+    ):
         return state
-    rates = tuple(
-        centre_rate(plan, g, state.step, external=report.external_rates.get((RATE, g)))
-        for g in range(len(config.max_lr))
-    )
+    groups = range(len(config.max_lr))
+    # Not the plan's factor: a rollback at this boundary, or a pinned value, has changed it.
+    own = replace(plan, scale={(RATE, g): own_factor(state, g) for g in groups})
+    rates = [centre_rate(own, g, state.step, external=report.external_rates.get((RATE, g))) for g in groups]
     return with_rates(state, rates)
 
 
@@ -52,16 +56,22 @@ def with_rates(state: ScheduleState, rates: Sequence[float]) -> ScheduleState:
     return clipped(replace(state, rates=tuple(rates), warm_rates=tuple(rates)))
 
 
-def _learn_from_trial(state: ScheduleState, plan: Plan, report: RoundReport) -> ScheduleState:
+def learn_from_trial(state: ScheduleState, tried: Trial, plan: Plan, report: RoundReport) -> ScheduleState:
+    """The state after a search round.
+
+    Args:
+        tried: Who tried what, as the plan said it: commands may have moved the bounds since.
+    """
     search, settings = state.search, state.config.controller
     if search is None or not isinstance(settings, Auto):
         raise TypeError("a search round needs a search")
-    tried = trial(search, settings, plan.num_replicas)
     if search.untrained_loss is None and report.untrained_loss is not None:
         search = replace(search, untrained_loss=report.untrained_loss)
     scores = team_scores(tried, [_score(r, has_probe=plan.probe is not None) for r in report.replicas])
     search = absorb(search, settings, tried, scores, plan.round)
-    state = replace(state, search=search, search_steps=state.search_steps + report.steps, rollbacks=0, evidence=())
+    state = replace(
+        state, search=search, search_steps=state.search_steps + report.steps, rollbacks=0, evidence=()
+    )
     if search.stage != "done":
         return state
     if search.result is None:
@@ -71,7 +81,7 @@ def _learn_from_trial(state: ScheduleState, plan: Plan, report: RoundReport) -> 
 
 def _score(report: ReplicaReport, *, has_probe: bool) -> float:
     """A candidate's score; a candidate that is not finite anywhere is dead whatever its probe says."""
-    if not report.is_finite or not math.isfinite(report.loss):
+    if not report.is_finite or (report.has_loss and not math.isfinite(report.loss)):
         return math.nan
     if not has_probe:
         return report.tail_loss
@@ -87,8 +97,9 @@ def _search_notes(state: ScheduleState, search: Search) -> tuple[str, ...]:
         )
     if search.is_suspect:
         notes.append(
-            f"the search's result, max_lr = {_rate(state, search.best):.4g}, is suspect: the next higher candidate was "
-            "dead; compare with a run from a third of it, or bound the rate with bounds={'lr': (low, high)}"
+            f"the search's result, max_lr = {_rate(state, search.best):.4g}, is suspect: the next higher "
+            "candidate was dead; compare with a run from a third of it, or bound the rate with "
+            "bounds={'lr': (low, high)}"
         )
     return tuple(notes)
 
@@ -101,9 +112,9 @@ def _dead_search(state: ScheduleState, search: Search) -> str:
         for p in pool(search.points, phase)
     ]
     return (
-        f"no candidate of {len(search.points)} did better than the untrained weights (loss {untrained}) after its trial; "
-        "start from another max_lr, widen bounds={'lr': (low, high)}, or check that the probe measures what is "
-        "trained. Tried:\n" + "\n".join(rows)
+        f"the {'pairs' if search.pairs else 'scouts'} left no candidate that did better than the untrained "
+        f"weights (loss {untrained}); start from another max_lr, widen bounds={{'lr': (low, high)}}, or "
+        "check that the probe measures what is trained. Tried:\n" + "\n".join(rows)
     )
 
 
@@ -119,8 +130,9 @@ def _roll_back(state: ScheduleState, report: RoundReport, verdict: Verdict) -> S
     state = replace(state, rollbacks=state.rollbacks + 1, evidence=(*state.evidence, seen))
     if state.rollbacks > state.config.max_rollbacks:
         message = (
-            f"{state.rollbacks} rounds in a row had to be rolled back (max_rollbacks={state.config.max_rollbacks}), "
-            "each time at a lower rate: look at the data and the loss of the replicas named here. " + " | ".join(state.evidence)
+            f"{state.rollbacks} rounds in a row had to be rolled back "
+            f"(max_rollbacks={state.config.max_rollbacks}), each time at a lower rate: look at the data and "
+            "the loss of the replicas named here. " + " | ".join(state.evidence)
         )
         return replace(state, failure=Failure(reason="rollback_limit", message=message))
     return replace(state, notes=(*state.notes, f"rolled back to the newest boundary: {seen}"))
@@ -136,14 +148,17 @@ def _describe(report: RoundReport, verdict: Verdict) -> str:
     return f"round {report.round}: {seen}"
 
 
-def _follow_rates(state: ScheduleState, plan: Plan, report: RoundReport, healthy: Sequence[int]) -> ScheduleState:
+def _follow_rates(
+    state: ScheduleState, plan: Plan, report: RoundReport, healthy: Sequence[int]
+) -> ScheduleState:
     """Eqs. 4-9 for each group's rate, in rounds that the paper's controller planned."""
     config, controller = state.config, state.config.controller
     if not isinstance(controller, Paper) or state.rates is None or state.warm_rates is None:
         return state
-    if plan.shape != "constant" or RATE in state.frozen or not healthy:
+    scored = [r for r in healthy if math.isfinite(report.replicas[r].loss)]
+    if plan.shape != "constant" or RATE in state.frozen or not scored:
         return state
-    weights = softmax_weights([report.replicas[r].loss for r in healthy], controller.sigma)
+    weights = softmax_weights([report.replicas[r].loss for r in scored], controller.sigma)
     rounds = (config.total_steps - config.warmup_steps) / config.sync_every
     rates = list(state.rates)
     velocity, delta = dict(state.velocity), dict(state.delta)
@@ -154,7 +169,7 @@ def _follow_rates(state: ScheduleState, plan: Plan, report: RoundReport, healthy
         moved = follow(
             rates[group],
             velocity.get(key, 0.0),
-            [plan.base[key] * plan.values[key][r] for r in healthy],
+            [plan.base[key] * plan.values[key][r] for r in scored],
             weights,
             momentum=controller.momentum,
             step_size=controller.step_size,
@@ -164,7 +179,9 @@ def _follow_rates(state: ScheduleState, plan: Plan, report: RoundReport, healthy
     return clipped(replace(state, rates=tuple(rates), velocity=velocity, delta=delta))
 
 
-def _follow_explored(state: ScheduleState, plan: Plan, report: RoundReport, healthy: Sequence[int]) -> ScheduleState:
+def _follow_explored(
+    state: ScheduleState, plan: Plan, report: RoundReport, healthy: Sequence[int]
+) -> ScheduleState:
     """Eqs. 4-8 for each further hyperparameter, on probe losses where there is a probe."""
     controller = state.config.controller
     is_waiting = isinstance(controller, Paper) and plan.shape != "constant"
@@ -194,9 +211,11 @@ def _follow_explored(state: ScheduleState, plan: Plan, report: RoundReport, heal
 
 
 def _fan_out_loss(report: ReplicaReport, *, has_probe: bool) -> float:
-    return report.probe_loss if has_probe and report.probe_loss is not None else report.loss
+    if not has_probe:
+        return report.loss
+    # Its training loss would be no substitute: the others' probe losses are of other samples.
+    return math.nan if report.probe_loss is None else report.probe_loss
 
 
 def _to_scale(spec: Explored, value: float) -> float:
     return math.log(value) if spec.scale == "log" else value
-

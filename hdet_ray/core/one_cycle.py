@@ -89,6 +89,19 @@ class OneCycle:
         momentums = (high, low, high, high)
         return self._anneal(momentums[phase], momentums[phase + 1], fraction)
 
+    def lr_rows(self, first: int, count: int, total_steps: int) -> list[list[float]]:
+        """Every group's rate at ``count`` positions from ``first`` on: `lr_at`, many times faster a value."""
+        peaks = self.max_lr
+        initial = [peak / self.div_factor for peak in peaks]
+        floors = [rate / self.final_div_factor for rate in initial]
+        corners = [initial, peaks, initial, floors] if self.three_phase else [initial, peaks, floors]
+        return self._rows(corners, first, count, total_steps)
+
+    def momentum_rows(self, first: int, count: int, total_steps: int) -> list[list[float]]:
+        """Every group's momentum at ``count`` positions from ``first`` on: `momentum_at`, faster."""
+        high, low = self.max_momentum, self.base_momentum
+        return self._rows([high, low, high, high], first, count, total_steps)
+
     def initial_lr(self, group: int) -> float:
         """Where a group's rate starts; `lr_at` there equals it up to its formula's rounding, as in torch."""
         return self.max_lr[group] / self.div_factor
@@ -109,6 +122,21 @@ class OneCycle:
         # A short stretch can leave a phase without length: it is over as soon as it begins.
         fraction = (position - start) / (end - start) if end != start else 1.0
         return phase, fraction
+
+    def _rows(
+        self, corners: Sequence[Sequence[float]], first: int, count: int, total_steps: int
+    ) -> list[list[float]]:
+        """Anneal between the corners of the phases, one row of groups per position."""
+        rows = []
+        for position in range(first, first + count):
+            phase, fraction = self._locate(position, total_steps)
+            pairs = zip(corners[phase], corners[phase + 1], strict=True)
+            if self.anneal_strategy == "cos":
+                factor = math.cos(math.pi * fraction) + 1
+                rows.append([end + (start - end) / 2.0 * factor for start, end in pairs])
+            else:
+                rows.append([(end - start) * fraction + start for start, end in pairs])
+        return rows
 
     def _phase_ends(self, total_steps: int) -> tuple[float, ...]:
         """The last step of each phase; fractions of a step stay, as in torch."""

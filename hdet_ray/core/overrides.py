@@ -66,7 +66,9 @@ class SetBounds:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise OverrideError(f"bounds ({self.low}, {self.high}) of {self.hparam!r} must be finite, low below high")
+            raise OverrideError(
+                f"bounds ({self.low}, {self.high}) of {self.hparam!r} must be finite, low below high"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,4 +69,5 @@ def decay_per_round(floor: float, warm: float, rounds: float) -> float:
     The paper writes gamma from one-cycle's factors; with torch's defaults that is negative. Its stated
     purpose, to end at one-cycle's floor, is the definition here.
     """
-    return 1 - (floor / warm) ** (1 / rounds)
+    left: float = (floor / warm) ** (1 / rounds)
+    return 1 - left

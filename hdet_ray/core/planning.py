@@ -1,4 +1,7 @@
-"""From the state and the number of replicas to the plan of the next round: nothing is remembered elsewhere."""
+"""From the state and the number of replicas to the plan of the next round.
+
+Nothing is remembered elsewhere, so a resize is planned like any other round.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.designs import balanced_columns
 from hdet_ray.core.fan_out import permuted_multipliers
 from hdet_ray.core.plan import RATE, Phase, Plan, ProbeSpan, Shape, centre_rate, trial_ramp
-from hdet_ray.core.search import trial
+from hdet_ray.core.search import Trial, trial
 from hdet_ray.core.state import ScheduleConfig, ScheduleState
-from hdet_ray.core.steering import current_value
+from hdet_ray.core.steering import current_value, end_search, own_factor
 
 
 def plan_for(state: ScheduleState, num_replicas: int) -> Plan:
@@ -21,9 +24,17 @@ def plan_for(state: ScheduleState, num_replicas: int) -> Plan:
 
     Pure, and all that a resize needs: the same state gives each N its own assignments.
     """
-    if state.is_searching and num_replicas > 1 and state.failure is None:
+    if state.is_searching and num_replicas > 1:
         return _search_plan(state, num_replicas)
-    return _training_plan(state, num_replicas)
+    # One replica alone has nobody to compare with: it goes on from the best so far.
+    return _training_plan(end_search(state), num_replicas)
+
+
+def trial_of(state: ScheduleState, num_replicas: int) -> Trial:
+    """Who tries what in the search round that this state plans."""
+    if state.search is None or not isinstance(state.config.controller, Auto):
+        raise TypeError("only a state that is searching has a trial")
+    return trial(state.search, state.config.controller, num_replicas)
 
 
 def probe_calls(samples: int, samples_per_call: int) -> int:
@@ -35,33 +46,35 @@ def _search_plan(state: ScheduleState, num_replicas: int) -> Plan:
     config, search, settings = state.config, state.search, state.config.controller
     if search is None or not isinstance(settings, Auto):
         raise TypeError("a search plan needs a search")
-    tried = trial(search, settings, num_replicas)
+    tried = trial_of(state, num_replicas)
     is_scout = search.stage == "scout"
-    steps = search.scout_steps if is_scout else search.pair_steps
+    steps = min(search.scout_steps if is_scout else search.pair_steps, config.total_steps - state.step)
     centre = search.centre if is_scout else (search.start or 0.0)
     factor = math.exp(centre)
     groups = range(len(config.max_lr))
     multipliers = tuple(math.exp(tried.c_of(r) - centre) for r in range(num_replicas))
     peak = {(RATE, g): config.max_lr[g] * (factor * state.ratios[g]) for g in groups}
     spread = {(RATE, g): multipliers for g in groups}
-    still = {key: (1.0,) * num_replicas for key in state.explored}
+    still = dict.fromkeys(state.explored, (1.0,) * num_replicas)
     return Plan(
         round=state.round,
         phase="scout" if is_scout else "pairs",
         step=state.step,
-        num_steps=min(steps, config.total_steps - state.step),
+        num_steps=steps,
         total_steps=config.total_steps,
         search_steps=state.search_steps,
         shape="trial",
         teams=tried.teams,
-        base={key: p * trial_ramp(0, steps) for key, p in peak.items()}
+        base={key: p * trial_ramp(0, max(steps, 1)) for key, p in peak.items()}
         | {key: current_value(state, key) for key in state.explored},
         peak=peak,
         scale={(RATE, g): factor * state.ratios[g] for g in groups},
         values=spread | still,
         end="put_back",
         probe=_search_probe(config, settings, is_scout=is_scout),
-        untrained_probe=_search_probe(config, settings, is_scout=True) if search.untrained_loss is None else None,
+        untrained_probe=_search_probe(config, settings, is_scout=True)
+        if search.untrained_loss is None
+        else None,
         cycle=config.cycle,
         overrides=_overrides_in_force(state),
         notes=state.notes,
@@ -117,14 +130,13 @@ def _shape(state: ScheduleState) -> Shape:
 
 
 def _scale(state: ScheduleState, group: int) -> float:
-    pinned = state.pins.get((RATE, group))
-    if pinned is not None:
-        return pinned / state.config.max_lr[group]
-    return math.exp(state.log_scale) * state.ratios[group]
+    if (RATE, group) in state.pins:
+        return current_value(state, (RATE, group)) / state.config.max_lr[group]
+    return own_factor(state, group)
 
 
 def _with_base_rates(plan: Plan, state: ScheduleState) -> Plan:
-    """The base rate is what the schedule says at the round's first step; an external one is told by the base."""
+    """The base rate is what the schedule says at the round's first step; an external base tells its own."""
     if plan.shape != "one_cycle":
         return plan
     rates = {(RATE, g): centre_rate(plan, g, plan.step) for g in range(len(state.config.max_lr))}
@@ -149,7 +161,7 @@ def _training_probe(config: ScheduleConfig) -> ProbeSpan | None:
 
 
 def _multipliers(state: ScheduleState, num_replicas: int) -> Mapping[HParamKey, tuple[float, ...]]:
-    """Each key's multiplier on each replica; columns of their own under `Paper`, one for all rates otherwise."""
+    """Each key's multiplier on each replica; `Paper` gives each group's rate a column, others one to all."""
     config, controller = state.config, state.config.controller
     rate_keys: list[HParamKey] = [(RATE, g) for g in range(len(config.max_lr))]
     blocks = [[key] for key in rate_keys] if isinstance(controller, Paper) else [rate_keys]
@@ -185,7 +197,8 @@ def _columns(
         ]
     designs = balanced_columns(num_replicas, len(active), seed=config.seed, round=state.round)
     return [
-        tuple(1 + alpha * level for level in design) for (_, alpha), design in zip(active, designs, strict=True)
+        tuple(1 + alpha * level for level in design)
+        for (_, alpha), design in zip(active, designs, strict=True)
     ]
 
 
@@ -193,7 +206,9 @@ def _inside_bounds(state: ScheduleState, key: HParamKey, multipliers: tuple[floa
     if key[0] == RATE:
         return multipliers
     base, (low, high) = current_value(state, key), state.bounds[key]
-    return tuple(min(max(base * m, low), high) / base for m in multipliers)
+    if base == 0:  # A bound of 0 was reached: no factor leads away from there.
+        return (1.0,) * len(multipliers)
+    return tuple(m if low <= base * m <= high else min(max(base * m, low), high) / base for m in multipliers)
 
 
 def _overrides_in_force(state: ScheduleState) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ A restart opens a new attempt at the round it resumed from; replay follows the n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,16 +91,11 @@ def read_ledger(lines: Iterable[str]) -> Ledger:
     items: list[LedgerItem] = []
     for number, text in numbered[1:]:
         item = _item(number, _parse(number, text))
-        due = state.round + len(items)
-        if item.round > due:
-            raise LedgerError(f"line {number}: round {item.round} follows round {due - 1}: round {due} is missing")
-        if item.round < due and item.attempt <= items[-1].attempt:
-            raise LedgerError(
-                f"line {number}: round {item.round} stands again in attempt {item.attempt}; only a newer attempt may"
-            )
-        if item.round < state.round:
-            raise LedgerError(f"line {number}: round {item.round} lies before the initial state's {state.round}")
-        items = [*items[: item.round - state.round], item]
+        problem = _out_of_order(item, items, first=state.round)
+        if problem:
+            raise LedgerError(f"line {number}: {problem}")
+        del items[item.round - state.round :]  # a newer attempt went back to here
+        items.append(item)
     return Ledger(state=state, items=tuple(items))
 
 
@@ -113,7 +108,9 @@ def replay(ledger: Ledger) -> Replay:
         try:
             state, plan = decide(state, item.report)
         except HDETError as error:
-            departure = Departure(round=item.round, field="report", recorded=item.report.plan_digest, expected=str(error))
+            departure = Departure(
+                round=item.round, field="report", recorded=item.report.plan_digest, expected=str(error)
+            )
             return Replay(rounds=done, state=state, departure=departure)
         difference = first_difference(item.plan, to_json(plan), "plan")
         if difference is not None:
@@ -143,6 +140,25 @@ def first_difference(recorded: Any, expected: Any, where: str) -> tuple[str, Any
     return None if same else (where, recorded, expected)
 
 
+def _out_of_order(item: LedgerItem, before: Sequence[LedgerItem], *, first: int) -> str:
+    """Why a line can't follow the chain before it; empty where it can."""
+    due = first + len(before)
+    if item.round < first:
+        return f"round {item.round} lies before the initial state's {first}"
+    if item.round > due:
+        return f"round {item.round} stands where round {due} is due: a line is missing"
+    if not before:
+        return ""
+    newest = before[-1].attempt
+    if item.attempt < newest:
+        return f"attempt {item.attempt} writes after attempt {newest} has begun; only the newest may"
+    if item.round < due and item.attempt == newest:
+        return (
+            f"round {item.round} stands again in attempt {item.attempt}; only a newer attempt may repeat it"
+        )
+    return ""
+
+
 def _tampered_report(item: LedgerItem) -> Departure:
     return Departure(
         round=item.round, field="report", recorded=digest(item.report), expected=item.report_digest
@@ -160,7 +176,9 @@ def _parse(number: int, text: str) -> dict[str, Any]:
 
 
 def _item(number: int, data: dict[str, Any]) -> LedgerItem:
-    known = {name: data[name] for name in ("attempt", "round", "report", "plan", "report_digest") if name in data}
+    known = {
+        name: data[name] for name in ("attempt", "round", "report", "plan", "report_digest") if name in data
+    }
     try:
         item: LedgerItem = from_json(LedgerItem, known)
     except LedgerError as error:

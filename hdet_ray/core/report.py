@@ -25,6 +25,8 @@ class ReplicaReport:
     """Robust standard deviation of the loss from batch to batch."""
     is_finite: bool
     """Its parameters are finite."""
+    has_loss: bool = True
+    """The user's loop passes its loss; without, the losses here are no numbers and nothing reads them."""
     brought_nonfinite: bool = False
     """This replica's own gradient, before it was shared, was not finite at some step of the round."""
     probe_loss: float | None = None

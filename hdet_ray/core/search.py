@@ -92,10 +92,9 @@ def search_lengths(settings: Auto, total_steps: int) -> tuple[int, int] | None:
     """Steps of a scout and of a pair round, so that the worst case fits; ``None`` if the run is too short."""
     worst = settings.max_scouts * settings.scout_steps + settings.max_pairs * settings.pair_steps
     shrink = min(1.0, settings.max_search_ratio * total_steps / worst)
-    scout_steps = min(settings.scout_steps, math.floor(settings.scout_steps * shrink))
-    if scout_steps < MIN_SCOUT_STEPS:
-        return None
-    return scout_steps, max(scout_steps * settings.pair_steps // settings.scout_steps, MIN_SCOUT_STEPS)
+    scout_steps = math.floor(settings.scout_steps * shrink)
+    pair_steps = scout_steps * settings.pair_steps // settings.scout_steps
+    return None if min(scout_steps, pair_steps) < MIN_SCOUT_STEPS else (scout_steps, pair_steps)
 
 
 def shortest_run(settings: Auto) -> int:
@@ -143,11 +142,6 @@ def absorb(search: Search, settings: Auto, tried: Trial, scores: Sequence[float]
     return _after_pair(search, settings)
 
 
-def ended(search: Search, result: float | None = None) -> Search:
-    """The search, ended early: at a value that an operator set, or at the best so far."""
-    return replace(search, stage="done", result=search.best if result is None else result)
-
-
 def pool(points: Sequence[Point], phase: str) -> tuple[Point, ...]:
     """All points of a phase by rising c: losses at equal c averaged, dead if the newest there is.
 
@@ -163,7 +157,9 @@ def pool(points: Sequence[Point], phase: str) -> tuple[Point, ...]:
             for other in cells:
                 if other > c:
                     dead[other] = True
-    return tuple(replace(cells[c][-1], c=c, loss=_mean_loss(cells[c]), is_dead=dead[c]) for c in sorted(cells))
+    return tuple(
+        replace(cells[c][-1], c=c, loss=_mean_loss(cells[c]), is_dead=dead[c]) for c in sorted(cells)
+    )
 
 
 def _mean_loss(points: Sequence[Point]) -> float | None:
@@ -179,9 +175,13 @@ def _scout_trial(search: Search, settings: Auto, num_replicas: int) -> Trial:
     return Trial(teams=scout_teams(num_replicas), candidates=candidates, unscored=search.centre)
 
 
-def _judged(search: Search, candidates: Sequence[float], scores: Sequence[float], round: int) -> tuple[Point, ...]:
+def _judged(
+    search: Search, candidates: Sequence[float], scores: Sequence[float], round: int
+) -> tuple[Point, ...]:
     untrained = search.untrained_loss
-    lowest_nonfinite = min((c for c, s in zip(candidates, scores, strict=True) if not math.isfinite(s)), default=math.inf)
+    lowest_nonfinite = min(
+        (c for c, s in zip(candidates, scores, strict=True) if not math.isfinite(s)), default=math.inf
+    )
     phase: Literal["scout", "pairs"] = "scout" if search.stage == "scout" else "pairs"
     return tuple(
         Point(
@@ -189,7 +189,9 @@ def _judged(search: Search, candidates: Sequence[float], scores: Sequence[float]
             phase=phase,
             c=c,
             loss=score if math.isfinite(score) else None,
-            is_dead=not math.isfinite(score) or c > lowest_nonfinite or (untrained is not None and score > untrained),
+            is_dead=not math.isfinite(score)
+            or c > lowest_nonfinite
+            or (untrained is not None and score > untrained),
         )
         for c, score in zip(candidates, scores, strict=True)
     )
@@ -203,7 +205,7 @@ def _after_scout(search: Search, settings: Auto, points: Sequence[Point]) -> Sea
         return _begin_pairs(replace(search, is_confirmed=True), settings)
     if search.scouts >= settings.max_scouts:
         return _begin_pairs(search, settings) if live else replace(search, stage="done", result=None)
-    if 2 * sum(p.is_dead for p in points) >= len(points) or not live:
+    if 2 * sum(p.is_dead for p in points) >= len(points):
         half_width = settings.scout_spacing * (len(points) - 1) / 2
         below = pooled[0].c - settings.scout_spacing - half_width
         return replace(search, centre=max(below, search.low), is_recentred=False)
@@ -211,7 +213,7 @@ def _after_scout(search: Search, settings: Auto, points: Sequence[Point]) -> Sea
 
 
 def _winner_is_central(points: Sequence[Point], pooled: Sequence[Point]) -> bool:
-    """The newest scout's winner is a middle team; of two teams, the pool's best has neighbours on both sides."""
+    """The newest scout's winner is a middle team; of two, the pool's best has neighbours on both sides."""
     live = [p for p in points if not p.is_dead]
     if not live:
         return False

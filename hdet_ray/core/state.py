@@ -63,7 +63,9 @@ class Explored:
         if self.base == 0:
             raise ConfigError(f"base=0 of {where} can't be spread by a factor; start from a value above 0")
         if not self.low <= self.base <= self.high:
-            raise ConfigError(f"base={self.base} of {where} lies outside its bounds ({self.low}, {self.high})")
+            raise ConfigError(
+                f"base={self.base} of {where} lies outside its bounds ({self.low}, {self.high})"
+            )
         check_alpha(self.alpha)
         check_follower(self.sigma, self.step_size, self.momentum)
 
@@ -100,10 +102,12 @@ class ScheduleConfig:
                 raise ConfigError(f"bounds ({low}, {high}) of lr must be finite and above 0, low below high")
             if not low <= rate <= high:
                 raise ConfigError(
-                    f"max_lr={rate} of group {group} lies outside bounds['lr']=({low}, {high}); widen the bounds"
+                    f"max_lr={rate} of group {group} lies outside bounds['lr']=({low}, {high}); widen them"
                 )
         if self.probe_samples < 1:
-            raise ConfigError(f"probe_samples={self.probe_samples} must be at least 1: the samples of one probe call")
+            raise ConfigError(
+                f"probe_samples={self.probe_samples} must be at least 1: the samples of one probe call"
+            )
         if self.max_rollbacks < 0:
             raise ConfigError(f"max_rollbacks={self.max_rollbacks} must be at least 0")
         if isinstance(self.controller, Paper) and self.warmup_steps > self.total_steps:
@@ -182,7 +186,8 @@ class ScheduleState:
         pinned: dict[HParamKey, float] = {}
         for record in self.overrides:
             if record.status == "applied" and record.override.op == "set":
-                pinned.update({key: record.override.value for key in self.keys_of(record.override.hparam, record.override.group)})
+                keys = self.keys_of(record.override.hparam, record.override.group)
+                pinned.update(dict.fromkeys(keys, record.override.value))
         return pinned
 
     def keys_of(self, hparam: str, group: int | None) -> list[HParamKey]:
@@ -202,13 +207,14 @@ def state_from_json(data: Mapping[str, Any]) -> ScheduleState:
         CheckpointError: written by a newer version, or damaged.
     """
     version = data.get("version")
-    if not isinstance(version, int) or version > STATE_VERSION:
+    if not isinstance(version, int):
+        raise CheckpointError(f"the schedule state is damaged: version={version!r} is no number")
+    if version > STATE_VERSION:
         raise CheckpointError(
-            f"schedule state of version {version!r}; this release reads up to {STATE_VERSION}: upgrade hdet-ray"
+            f"schedule state of version {version}; this release reads up to {STATE_VERSION}: upgrade hdet-ray"
         )
     try:
         state: ScheduleState = from_json(ScheduleState, data.get("state"))
     except LedgerError as error:
         raise CheckpointError(f"the schedule state is damaged: {error}") from error
     return state
-

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.overrides import Freeze, Override, OverrideRecord, Removal, SetBounds
 from hdet_ray.core.plan import RATE
-from hdet_ray.core.search import ended
 from hdet_ray.core.state import ScheduleState
 from hdet_ray.exceptions import OverrideError
 
@@ -36,16 +36,15 @@ def check_override(state: ScheduleState, override: Override) -> None:
         value = override.value if override.op == "set" else current_value(state, key) * override.value
         if not low <= value <= high:
             raise OverrideError(
-                f"{override.op} {override.value:g} would make {key[0]} of group {key[1]} {value:.4g}, outside its "
-                f"bounds ({low:.4g}, {high:.4g}); choose a value inside, or widen the bounds first"
+                f"{override.op} {override.value:g} would make {key[0]} of group {key[1]} {value:.4g}, "
+                f"outside its bounds ({low:.4g}, {high:.4g}); choose a value inside, or widen them first"
             )
 
 
 def current_value(state: ScheduleState, key: HParamKey) -> float:
     """The value that bounds and ``set`` mean: the peak for a rate, under `Paper` after warm-up the rate."""
-    if key in state.pins:
-        return state.pins[key]
-    return own_value(state, key)
+    pinned = state.pins.get(key)
+    return own_value(state, key) if pinned is None else _clip(pinned, state.bounds[key])
 
 
 def own_value(state: ScheduleState, key: HParamKey) -> float:
@@ -55,7 +54,12 @@ def own_value(state: ScheduleState, key: HParamKey) -> float:
         return state.explored[key]
     if state.rates is not None:
         return state.rates[group]
-    return state.config.max_lr[group] * (math.exp(state.log_scale) * state.ratios[group])
+    return state.config.max_lr[group] * own_factor(state, group)
+
+
+def own_factor(state: ScheduleState, group: int) -> float:
+    """Factor of a group's rate on the user's own schedule, without what overrides hold."""
+    return math.exp(state.log_scale) * state.ratios[group]
 
 
 def fold_commands(
@@ -76,6 +80,8 @@ def fold_commands(
 
 def settle_overrides(state: ScheduleState) -> ScheduleState:
     """Expire and apply what is due for ``state.round``, the round to be planned."""
+    if RATE in state.frozen:
+        state = end_search(state)
     for record in state.overrides:
         if _has_expired(record, state.round):
             state = _withdraw(state, record, "expired")
@@ -83,6 +89,14 @@ def settle_overrides(state: ScheduleState) -> ScheduleState:
         if record.status == "pending" and _is_due(record.override, state):
             state = _apply(state, record)
     return state
+
+
+def end_search(state: ScheduleState, c: float | None = None) -> ScheduleState:
+    """The state with its search ended, where one goes on: at ``c``, or at the best so far."""
+    if state.search is None or not state.is_searching:
+        return state
+    result = _clip(state.search.best if c is None else c, rate_c_bounds(state))
+    return replace(state, search=replace(state.search, stage="done", result=result), log_scale=result)
 
 
 def scaled(state: ScheduleState, keys: Sequence[HParamKey], factor: float) -> ScheduleState:
@@ -125,9 +139,8 @@ def _apply(state: ScheduleState, record: OverrideRecord) -> ScheduleState:
         return _with_record(state, record, replace(record, status="refused", reason=str(error)))
     if override.op == "scale":
         state = scaled(state, state.keys_of(override.hparam, override.group), override.value)
-    elif override.hparam == RATE and state.search is not None and state.is_searching:
-        c = math.log(override.value / state.config.max_lr[override.group or 0])
-        state = replace(state, search=ended(state.search, c), log_scale=c)
+    elif override.hparam == RATE:
+        state = end_search(state, math.log(override.value / state.config.max_lr[override.group or 0]))
     return _with_record(state, record, replace(record, status="applied", applied_round=state.round))
 
 
@@ -142,35 +155,48 @@ def _remove(state: ScheduleState, override_id: str) -> ScheduleState:
     for record in state.overrides:
         if record.override.id == override_id and record.status in ("pending", "applied"):
             return _withdraw(state, record, "removed")
-    return state
+    return _refused(state, f"no override {override_id!r} is pending or in force: nothing to remove")
 
 
-def _withdraw(state: ScheduleState, record: OverrideRecord, status: str) -> ScheduleState:
+def _withdraw(
+    state: ScheduleState, record: OverrideRecord, status: Literal["expired", "removed"]
+) -> ScheduleState:
     override = record.override
     if record.status == "applied" and override.op == "scale":
-        state = scaled(state, state.keys_of(override.hparam, override.group), 1 / override.value)
-        state = clipped(state)
-    ended_record = replace(record, status="expired" if status == "expired" else "removed")
-    return _with_record(state, record, ended_record)
+        state = clipped(scaled(state, state.keys_of(override.hparam, override.group), 1 / override.value))
+    return _with_record(state, record, replace(record, status=status))
 
 
 def _freeze(state: ScheduleState, command: Freeze) -> ScheduleState:
+    if not state.keys_of(command.hparam, None):
+        return _refused(state, f"no hyperparameter {command.hparam!r} in this run: nothing to freeze")
     frozen = tuple(name for name in state.frozen if name != command.hparam)
-    if not command.is_frozen:
-        return replace(state, frozen=frozen)
-    if command.hparam == RATE and state.search is not None and state.is_searching:
-        search = ended(state.search)
-        state = replace(state, search=search, log_scale=search.result or 0.0)
-    return replace(state, frozen=(*frozen, command.hparam))
+    return replace(state, frozen=(*frozen, command.hparam) if command.is_frozen else frozen)
 
 
 def _set_bounds(state: ScheduleState, command: SetBounds) -> ScheduleState:
     keys = state.keys_of(command.hparam, None)
-    state = replace(state, bounds={**state.bounds, **{key: (command.low, command.high) for key in keys}})
-    if command.hparam == RATE and state.search is not None:
-        low, high = rate_c_bounds(state)
-        state = replace(state, search=replace(state.search, low=low, high=high))
-    return clipped(state)
+    asked = f"bounds ({command.low:g}, {command.high:g}) of {command.hparam!r}"
+    if not keys:
+        return _refused(state, f"{asked}: no such hyperparameter in this run")
+    if command.low <= 0 and (command.hparam == RATE or _is_log(state, command.hparam)):
+        return _refused(state, f"{asked}: a logarithmic scale needs a lower bound above 0")
+    bounded = replace(state, bounds={**state.bounds, **dict.fromkeys(keys, (command.low, command.high))})
+    low, high = rate_c_bounds(bounded)
+    if low > high and state.rates is None:
+        return _refused(state, f"{asked}: no common factor brings all groups inside; choose wider ones")
+    if bounded.search is not None:
+        bounded = replace(bounded, search=replace(bounded.search, low=low, high=high))
+    return clipped(bounded)
+
+
+def _is_log(state: ScheduleState, hparam: str) -> bool:
+    return any(spec.name == hparam and spec.scale == "log" for spec in state.config.explored)
+
+
+def _refused(state: ScheduleState, reason: str) -> ScheduleState:
+    """Commands other than overrides have no record: people are told, the run goes on."""
+    return replace(state, notes=(*state.notes, reason))
 
 
 def rate_c_bounds(state: ScheduleState) -> tuple[float, float]:
@@ -185,9 +211,7 @@ def rate_c_bounds(state: ScheduleState) -> tuple[float, float]:
 
 def clipped(state: ScheduleState) -> ScheduleState:
     """The state with every value inside its bounds."""
-    low, high = rate_c_bounds(state)
-    if not low <= state.log_scale <= high:
-        state = replace(state, log_scale=min(max(state.log_scale, low), high))
+    state = replace(state, log_scale=_clip(state.log_scale, rate_c_bounds(state)))
     if state.rates is not None:
         rates = tuple(_clip(r, state.bounds[(RATE, g)]) for g, r in enumerate(state.rates))
         state = replace(state, rates=rates)

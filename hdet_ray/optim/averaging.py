@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hdet_ray.exceptions import CollectiveError, ConfigError
-from hdet_ray.optim.buckets import Bucket, backends_of, exchange_device, is_averaged, lay_out
+from hdet_ray.optim.buckets import Bucket, Staging, backends_of, exchange_device, is_averaged, lay_out
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of a flat bucket: large enough to hide an all-reduce's latency, small next to a model."""
@@ -58,7 +58,8 @@ def average_parameters(
             f"rank {dist.get_rank()} is no member of the process group that it was given; "
             f"call average_parameters on the group's own ranks only"
         )
-    # Weights and digests travel before anything is judged: a rank that raised alone would leave the others waiting.
+    # Weights and digests travel before anything is judged: a rank that raised alone would leave the others
+    # waiting.
     weights, digests = _gather(weight, layout_digest(own), group)
     check_weights(weights)
     if len(set(digests)) > 1:
@@ -76,7 +77,7 @@ def check_weights(weights: Sequence[float]) -> None:
             )
     if not any(weights):
         raise ConfigError(
-            f"all {len(weights)} weights are 0, so there is nothing to average; give at least one rank a positive one"
+            f"all {len(weights)} weights are 0, so there is nothing to average; give a rank a positive one"
         )
 
 
@@ -89,8 +90,8 @@ def layout_digest(tensors: Iterable[Tensor]) -> int:
 class Averager:
     """The weighted mean of the same tensors, again and again.
 
-    The layout is computed once. Whoever puts other tensors in the place of these (``optimizer.load_state_dict``
-    does) makes a new one.
+    The layout is computed once and its staging memory kept. Whoever puts other tensors in the place of these
+    (``optimizer.load_state_dict`` does) makes a new one.
 
     Args:
         tensors: What to average; floating ones get the mean, others the first included rank's value.
@@ -109,7 +110,9 @@ class Averager:
         source_tensors: Sequence[Tensor] = (),
     ) -> None:
         if bucket_bytes < 1:
-            raise ConfigError(f"bucket_bytes={bucket_bytes} holds no number; use at least 1 ({BUCKET_BYTES} is usual)")
+            raise ConfigError(
+                f"bucket_bytes={bucket_bytes} holds no number; use at least 1 ({BUCKET_BYTES} is usual)"
+            )
         self._group = group
         self._num_ranks = dist.get_world_size(group) if _is_distributed() else 1
         self._buckets: list[Bucket] = []
@@ -118,6 +121,7 @@ class Averager:
             copied = [tensor for tensor in tensors if not is_averaged(tensor)]
             self._buckets += lay_out(averaged, bucket_bytes, group, is_mean=True)
             self._buckets += lay_out([*copied, *source_tensors], bucket_bytes, group, is_mean=False)
+        self._staging = Staging(self._buckets)
 
     @torch.no_grad()
     def average(self, weights: Sequence[float]) -> int:
@@ -135,49 +139,59 @@ class Averager:
         """
         check_weights(weights)
         if len(weights) != self._num_ranks:
-            raise ConfigError(f"{len(weights)} weights for a group of {self._num_ranks} ranks; give one for each")
+            raise ConfigError(
+                f"{len(weights)} weights for a group of {self._num_ranks} ranks; give one for each"
+            )
         in_flight: deque[_Transfer] = deque()
         for bucket in self._buckets:
             if len(in_flight) == MAX_IN_FLIGHT:
                 in_flight.popleft().land()
-            in_flight.append(_Transfer(bucket, weights, self._group))
+            in_flight.append(_Transfer(bucket, self._staging.flat_for(bucket), weights, self._group))
         while in_flight:
             in_flight.popleft().land()
         return sum(bucket.num_bytes for bucket in self._buckets)
 
 
 class _Transfer:
-    """One bucket on its way, from filling the flat tensor to copying the result back."""
+    """One bucket on its way, from filling the flat tensor to putting the result back."""
 
-    def __init__(self, bucket: Bucket, weights: Sequence[float], group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, bucket: Bucket, flat: Tensor, weights: Sequence[float], group: dist.ProcessGroup | None
+    ) -> None:
         self._bucket = bucket
+        self._flat = flat
         self._divisor = 1.0
-        if not bucket.is_mean:
-            first_included = next(rank for rank, weight in enumerate(weights) if weight > 0)
-            source = first_included if group is None else dist.get_global_rank(group, first_included)
-            self._flat = bucket.filled()
-            self._work = dist.broadcast(self._flat, source, group=group, async_op=True)
-            return
-        # Relative to the largest, so that equal weights multiply by exactly 1 and large ones can't overflow.
-        shares = [weight / max(weights) for weight in weights]
-        own_share = shares[dist.get_rank(group)]
-        if min(shares) == 1 and backends_of(group).get(bucket.device.type) == "nccl":
-            operation = dist.ReduceOp.AVG
-        else:
-            # Gloo has no AVG, and no backend has a weighted one: sum, then scale once per bucket.
-            operation = dist.ReduceOp.SUM
-            self._divisor = sum(shares)
-        self._flat = bucket.filled() if own_share else bucket.zeroed()
-        if own_share not in (0, 1):
-            self._flat.mul_(own_share)
-        self._work = dist.all_reduce(self._flat, op=operation, group=group, async_op=True)
+        self._work = self._start_mean(weights, group) if bucket.is_mean else self._start_copy(weights, group)
 
     def land(self) -> None:
         """Wait for the result and put it where it belongs."""
         self._work.wait()
-        if self._divisor != 1:
-            self._flat.div_(self._divisor)
-        self._bucket.empty_into_tensors(self._flat)
+        self._bucket.empty(self._flat, self._divisor)
+
+    def _start_mean(self, weights: Sequence[float], group: dist.ProcessGroup | None) -> dist.Work:
+        # Relative to the largest, so that equal weights multiply by exactly 1 and large ones can't overflow.
+        shares = [weight / max(weights) for weight in weights]
+        own_share = shares[dist.get_rank(group)]
+        if own_share == 0:
+            self._flat.zero_()  # Not multiplied: 0 times NaN is NaN.
+        else:
+            self._bucket.fill(self._flat)
+            if own_share != 1:
+                self._flat.mul_(own_share)
+        operation = dist.ReduceOp.AVG
+        if min(shares) != 1 or backends_of(group).get(self._flat.device.type) != "nccl":
+            # Gloo has no AVG, and no backend has a weighted one: sum, then scale once per bucket.
+            operation = dist.ReduceOp.SUM
+            self._divisor = sum(shares)
+        work: dist.Work = dist.all_reduce(self._flat, op=operation, group=group, async_op=True)
+        return work
+
+    def _start_copy(self, weights: Sequence[float], group: dist.ProcessGroup | None) -> dist.Work:
+        first_included = next(rank for rank, weight in enumerate(weights) if weight > 0)
+        source = first_included if group is None else dist.get_global_rank(group, first_included)
+        self._bucket.fill(self._flat)
+        work: dist.Work = dist.broadcast(self._flat, source, group=group, async_op=True)
+        return work
 
 
 def _is_distributed() -> bool:
@@ -193,8 +207,8 @@ def _require_single_process(group: dist.ProcessGroup | None) -> None:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != "1":
         raise ConfigError(
-            f"WORLD_SIZE={world_size} but torch.distributed is not initialized, so the other processes can't be "
-            f"reached; call torch.distributed.init_process_group first"
+            f"WORLD_SIZE={world_size} but torch.distributed is not initialized, so the other processes can't "
+            f"be reached; call torch.distributed.init_process_group first"
         )
 
 

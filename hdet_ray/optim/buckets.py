@@ -1,12 +1,12 @@
 """Flat buckets: many tensors, few collectives.
 
-A bucket remembers which tensors it carries and where each lies in it; the flat tensor itself exists only
-while it is under way. Every rank lays out the same shapes and dtypes to the same buckets, whatever its
-devices and strides are.
+A bucket remembers which tensors it carries and where each lies in it. Every rank lays out the same shapes
+and dtypes to the same buckets, whatever its devices and strides are.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Bucket:
 
     tensors: tuple[Tensor, ...]
     dtype: torch.dtype
-    """Of the flat tensor. 16-bit floats travel as 32-bit ones: their sum neither overflows nor rounds each time."""
+    """Of the flat tensor. 16-bit floats travel as 32-bit ones: their sum can't overflow, and rounds once."""
     device: torch.device
     """Of the flat tensor: the tensors' own where the process group reaches it."""
     is_mean: bool
@@ -32,35 +32,63 @@ class Bucket:
     """Whether the only tensor is its own flat tensor, which saves both copies."""
 
     @property
+    def numel(self) -> int:
+        """Elements of the flat tensor."""
+        return sum(tensor.numel() for tensor in self.tensors)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the flat tensor."""
-        return sum(tensor.numel() for tensor in self.tensors) * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
-    def filled(self) -> Tensor:
-        """The tensors' values as one flat tensor."""
-        if self.is_in_place:
-            return self.tensors[0].detach().view(-1)
-        flat = self._new_flat()
-        torch._foreach_copy_(self._pieces(flat), [tensor.detach() for tensor in self.tensors])
-        return flat
-
-    def zeroed(self) -> Tensor:
-        """A flat tensor of zeros, for a rank whose values must not count (0 times NaN would be NaN)."""
-        if self.is_in_place:
-            return self.tensors[0].detach().view(-1).zero_()
-        return self._new_flat().zero_()
-
-    def empty_into_tensors(self, flat: Tensor) -> None:
-        """Copy a flat tensor's values back into the tensors."""
+    def fill(self, flat: Tensor) -> None:
+        """Copy the tensors' values to the flat tensor."""
         if not self.is_in_place:
+            torch._foreach_copy_(self._pieces(flat), [tensor.detach() for tensor in self.tensors])
+
+    def empty(self, flat: Tensor, divisor: float) -> None:
+        """Put the flat tensor's values, divided by ``divisor``, back into the tensors."""
+        if self.is_in_place:
+            if divisor != 1:
+                flat.div_(divisor)
+        elif divisor != 1 and flat.is_cpu:
+            # One pass over memory instead of two; a kernel launch for each tensor would not pay on a GPU.
+            for tensor, piece in zip(self.tensors, self._pieces(flat), strict=True):
+                torch.div(piece, divisor, out=tensor.detach())
+        else:
+            if divisor != 1:
+                flat.div_(divisor)
             torch._foreach_copy_([tensor.detach() for tensor in self.tensors], self._pieces(flat))
 
-    def _new_flat(self) -> Tensor:
-        return torch.empty(self.num_bytes // self.dtype.itemsize, dtype=self.dtype, device=self.device)
-
     def _pieces(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat.split([tensor.numel() for tensor in self.tensors])
+        pieces = torch.split(flat, [tensor.numel() for tensor in self.tensors])
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, self.tensors, strict=True)]
+
+
+class Staging:
+    """The memory of flat tensors: two per dtype and device, used in turn, each of the largest bucket's size.
+
+    They are made at first use and kept: on a host, faulting fresh pages in costs more than the copies do.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self._numel: dict[tuple[torch.dtype, torch.device], int] = defaultdict(int)
+        for bucket in buckets:
+            key = (bucket.dtype, bucket.device)
+            self._numel[key] = max(self._numel[key], bucket.numel)
+        self._flats: dict[tuple[torch.dtype, torch.device], deque[Tensor]] = {}
+
+    def flat_for(self, bucket: Bucket) -> Tensor:
+        """The bucket's flat tensor, free again when the next but one of its kind is asked for."""
+        if bucket.is_in_place:
+            return bucket.tensors[0].detach().view(-1)
+        key = (bucket.dtype, bucket.device)
+        if key not in self._flats:
+            self._flats[key] = deque(
+                torch.empty(self._numel[key], dtype=bucket.dtype, device=bucket.device) for _ in range(2)
+            )
+        self._flats[key].rotate()
+        return self._flats[key][0][: bucket.numel]
 
 
 def is_averaged(tensor: Tensor) -> bool:
@@ -79,23 +107,20 @@ def lay_out(
         ConfigError: A tensor is sparse.
     """
     buckets: list[Bucket] = []
-    is_open: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-
-    def close(key: tuple[torch.dtype, torch.device]) -> None:
-        if members := is_open.pop(key, []):
-            buckets.append(_bucket(members, *key, bucket_bytes, is_mean))
-
+    members: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+    filled_bytes: dict[tuple[torch.dtype, torch.device], int] = defaultdict(int)
     for tensor in _real_and_distinct(tensors):
         key = (_flat_dtype(tensor, is_mean), exchange_device(tensor.device, group))
-        size = tensor.numel() * key[0].itemsize
-        if size >= bucket_bytes:
+        num_bytes = tensor.numel() * key[0].itemsize
+        if num_bytes >= bucket_bytes:
             buckets.append(_bucket([tensor], *key, bucket_bytes, is_mean))
             continue
-        if sum(member.numel() for member in is_open.get(key, [])) * key[0].itemsize + size > bucket_bytes:
-            close(key)
-        is_open.setdefault(key, []).append(tensor)
-    for key in list(is_open):
-        close(key)
+        if filled_bytes[key] + num_bytes > bucket_bytes:
+            buckets.append(_bucket(members.pop(key), *key, bucket_bytes, is_mean))
+            filled_bytes[key] = 0
+        members[key].append(tensor)
+        filled_bytes[key] += num_bytes
+    buckets += [_bucket(rest, *key, bucket_bytes, is_mean) for key, rest in members.items()]
     return buckets
 
 
@@ -109,13 +134,15 @@ def exchange_device(device: torch.device, group: dist.ProcessGroup | None) -> to
     if device.type in reached:
         return device
     kind = next(iter(reached))
-    return torch.device(kind, torch.get_device_module(kind).current_device()) if kind != "cpu" else torch.device(kind)
+    if kind == "cpu":
+        return torch.device("cpu")
+    return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
 def backends_of(group: dist.ProcessGroup | None) -> dict[str, str]:
     """A process group's backend for each type of device that it reaches."""
-    pairs = (pair.split(":") for pair in dist.get_backend_config(group).split(","))
-    return {kind: backend for kind, backend in pairs}
+    pairs = (pair.split(":", 1) for pair in dist.get_backend_config(group).split(","))
+    return dict(pairs)
 
 
 def _bucket(
@@ -128,7 +155,9 @@ def _bucket(
         and alone.is_contiguous()
         and (alone.dtype, alone.device) == (dtype, device)
     )
-    return Bucket(tensors=tuple(members), dtype=dtype, device=device, is_mean=is_mean, is_in_place=is_in_place)
+    return Bucket(
+        tensors=tuple(members), dtype=dtype, device=device, is_mean=is_mean, is_in_place=is_in_place
+    )
 
 
 def _flat_dtype(tensor: Tensor, is_mean: bool) -> torch.dtype:
@@ -136,13 +165,13 @@ def _flat_dtype(tensor: Tensor, is_mean: bool) -> torch.dtype:
 
 
 def _real_and_distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    """Leave out empty tensors and repetitions (tied weights), and see complex numbers as pairs of real ones."""
+    """Leave out empty and repeated tensors (tied weights); see complex numbers as pairs of real ones."""
     seen: set[int] = set()
     for tensor in tensors:
         if tensor.layout != torch.strided:
             raise ConfigError(
-                f"a tensor of shape {list(tensor.shape)} has layout {tensor.layout}, which can't be averaged; "
-                f"pass dense tensors (for gradients of embeddings: sparse=False)"
+                f"a tensor of shape {list(tensor.shape)} has layout {tensor.layout}, which has no mean here; "
+                f"pass dense tensors"
             )
         if id(tensor) in seen or tensor.numel() == 0:
             continue

@@ -7,6 +7,7 @@ reach draws its random state from ``(seed, rank)``. Nothing in the folder is sca
     model.safetensors   parameters and buffers of the bare module (loadable without this library)
     optimizer.pt        the optimizer's state_dict
     schedule.json       the scheduler's state_dict
+    schedule.pt         those of its entries that JSON would change (a base scheduler's), where there are any
     ranks.pt            per rank: random state, sampler position
     extra.pt            state_dicts of further objects (a GradScaler, an EMA), where there are any
     manifest.json       written last: version, round, step, sizes and digests, layout of the groups
@@ -44,6 +45,7 @@ from hdet_ray.train.rng import restore_rng, seed_rng
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
 SCHEDULE_FILE = "schedule.json"
+SCHEDULE_REST_FILE = "schedule.pt"
 RANKS_FILE = "ranks.pt"
 EXTRA_FILE = "extra.pt"
 
@@ -78,7 +80,7 @@ def save(
         directory: Folder to write to; made where missing. What a former save left there is replaced.
         model: The module, wrapped in DDP or compiled or neither; the bare module's names are saved.
         optimizer: Its whole state is saved.
-        schedule: The scheduler's state_dict, JSON-able.
+        schedule: The scheduler's state_dict.
         ranks: One dict a rank, in the order of ranks (``{"rng": …, "sampler": …}``).
         round: The round that starts after this boundary.
         step: Calls of the scheduler's ``step`` so far.
@@ -97,12 +99,15 @@ def save(
 
     safetensors.torch.save_file(_plain_weights(model), folder / WEIGHTS_FILE)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER_FILE)
-    (folder / SCHEDULE_FILE).write_text(json.dumps(schedule, indent=1), encoding="utf-8")
+    plain = {key: value for key, value in schedule.items() if _survives_json(value)}
+    (folder / SCHEDULE_FILE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
     torch.save([dict(state) for state in ranks], folder / RANKS_FILE)
     names = [WEIGHTS_FILE, OPTIMIZER_FILE, SCHEDULE_FILE, RANKS_FILE]
-    if extra:
-        torch.save(dict(extra), folder / EXTRA_FILE)
-        names.append(EXTRA_FILE)
+    rest = {key: value for key, value in schedule.items() if key not in plain}
+    for name, content in ((SCHEDULE_REST_FILE, rest), (EXTRA_FILE, dict(extra or {}))):
+        if content:
+            torch.save(content, folder / name)
+            names.append(name)
 
     manifest = Manifest(
         version=MANIFEST_VERSION,
@@ -132,7 +137,8 @@ def load(directory: str | os.PathLike[str]) -> Loaded:
             manifest=manifest,
             weights=safetensors.torch.load_file(folder / WEIGHTS_FILE, device="cpu"),
             optimizer=_load_tensors(folder / OPTIMIZER_FILE),
-            schedule=json.loads((folder / SCHEDULE_FILE).read_text(encoding="utf-8")),
+            schedule=json.loads((folder / SCHEDULE_FILE).read_text(encoding="utf-8"))
+            | (_load_tensors(folder / SCHEDULE_REST_FILE) if SCHEDULE_REST_FILE in manifest.files else {}),
             ranks=tuple(_load_tensors(folder / RANKS_FILE)),
             extra=_load_tensors(folder / EXTRA_FILE) if EXTRA_FILE in manifest.files else {},
         )
@@ -141,15 +147,9 @@ def load(directory: str | os.PathLike[str]) -> Loaded:
 
 
 def restore(
-    loaded: Loaded,
-    model: nn.Module,
-    optimizer: Optimizer,
-    rank: int,
-    *,
-    seed: int,
-    extra: Mapping[str, Any] | None = None,
+    loaded: Loaded, model: nn.Module, optimizer: Optimizer, *, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Put a checkpoint's tensors and random state into this rank's objects.
+    """Put what all ranks share back: weights, buffers, the optimizer's state, further objects.
 
     Everything is compared before anything is changed. The optimizer's hyperparameters come back as
     the writing rank had them; the scheduler puts this replica's own ones over them when its state is
@@ -159,8 +159,6 @@ def restore(
         loaded: A checkpoint of any world size.
         model: The module, wrapped or not.
         optimizer: Over the same parameters in the same groups.
-        rank: This rank.
-        seed: Seeds the random state of ranks that the checkpoint doesn't know.
         extra: Objects with ``load_state_dict``, by the names under which they were saved.
 
     Returns:
@@ -183,11 +181,36 @@ def restore(
     _load_optimizer(optimizer, loaded.optimizer)
     for name, target in (extra or {}).items():
         target.load_state_dict(loaded.extra[name])
+    return loaded.schedule
+
+
+def restore_rank(loaded: Loaded, rank: int, *, world_size: int, seed: int, sampler: Any = None) -> None:
+    """Put back what is this rank's own: random state and sampler position. Call it last before training.
+
+    Args:
+        loaded: A checkpoint of any world size.
+        rank: This rank.
+        world_size: Ranks now. Where it is not the saved one, every rank's sampler gets rank 0's
+            position: what such a position counts has to be the same on all ranks.
+        seed: Seeds the random state of ranks that the checkpoint doesn't know.
+        sampler: An object with ``load_state_dict``, or None.
+
+    Raises:
+        CheckpointError: There is a sampler, and the checkpoint was written without one.
+    """
+    if sampler is not None:
+        writer = rank if world_size == len(loaded.ranks) else 0
+        position = loaded.ranks[writer].get("sampler") if loaded.ranks else None
+        if position is None:
+            raise CheckpointError(
+                f"{loaded.where} holds no sampler position; pass the sampler in the writing run too, or "
+                "none here and skip to the start step"
+            )
+        sampler.load_state_dict(position)
     if rank < len(loaded.ranks):
         restore_rng(loaded.ranks[rank]["rng"])
     else:
         seed_rng(seed, rank)
-    return loaded.schedule
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -242,6 +265,14 @@ def _plain_weights(model: nn.Module) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         weights[name] = tensor if owns_memory else tensor.clone()
     return weights
+
+
+def _survives_json(value: Any) -> bool:
+    """JSON gives the value back as it was. It would make text of a Counter's numbers, lists of tuples."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _load_tensors(path: Path) -> Any:

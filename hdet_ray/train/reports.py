@@ -28,7 +28,7 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.train.layout import HDET_FOLDER
-from hdet_ray.train.storage import upload
+from hdet_ray.train.storage import resolve, upload
 
 UploadFn = Callable[[Checkpoint, str], Checkpoint]
 
@@ -49,6 +49,8 @@ class ReportBridge:
 
     def __init__(self, utils: TrainFnUtils, checkpoint_every_rounds: int) -> None:
         self.checkpoint_every_rounds = checkpoint_every_rounds
+        self.is_attached = False
+        """A scheduler publishes through it."""
         self.user_metrics: dict[str, Any] = {}
         """Newest metrics that the user's loop reported on this rank."""
         self.user_reports_checkpoints = False
@@ -58,14 +60,15 @@ class ReportBridge:
         self.saves_checkpoints = utils.is_distributed()
         """False in Ray's local mode, which has no storage."""
         self._staged: StagedCheckpoint | None = None
-        self._num_waiting_uploads = 0
+        self._num_published = 0
+        self._num_taken = 0
         self._forward = utils.report
         self._get_newest = utils.get_checkpoint
 
     @property
     def is_behind(self) -> bool:
         """A checkpoint of ours waits in this rank's line: Ray takes about one report every two seconds."""
-        return self._num_waiting_uploads > 0
+        return self._num_published > self._num_taken
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """What Ray would resume from, the user's or ours."""
@@ -83,12 +86,13 @@ class ReportBridge:
         if staged is None:
             self._send({**self.user_metrics, **self.own_metrics}, mode=CheckpointUploadMode.ASYNC)
             return
-        self._num_waiting_uploads += 1
+        self._num_published += 1
         storage = ray.train.get_context().get_storage()
 
         def put(_: Checkpoint, dir_name: str) -> Checkpoint:
-            # Ray's uploads run one after another, and one ends when Ray's queue has taken its report.
-            self._num_waiting_uploads = 0
+            # Ray's uploads run one after another, and one ends when Ray's queue has taken its report: so
+            # when this one starts, all before it are out of the way.
+            self._num_taken += 1
             path = storage.build_checkpoint_path_from_name(dir_name)
             upload(staged.folder, storage.storage_filesystem, posixpath.join(path, HDET_FOLDER))
             return Checkpoint(path, filesystem=storage.storage_filesystem)
@@ -130,7 +134,7 @@ class ReportBridge:
         )
 
     def checkpoint_of_user(self) -> Checkpoint | None:
-        """What `ray.train.get_checkpoint` returns in the user's loop: None where no file of theirs is in it."""
+        """What `ray.train.get_checkpoint` returns in the user's loop: None where it holds ours alone."""
         newest = self._get_newest()
         return newest if newest is not None and has_user_files(newest) else None
 
@@ -185,7 +189,8 @@ def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
 
 def has_user_files(checkpoint: Checkpoint) -> bool:
     """A checkpoint of Ray's holds something beside our folder."""
-    infos = checkpoint.filesystem.get_file_info(pafs.FileSelector(checkpoint.path, allow_not_found=True))
+    filesystem, path = resolve(checkpoint.path, checkpoint.filesystem)
+    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return any(info.base_name != HDET_FOLDER for info in infos)
 
 
@@ -201,4 +206,5 @@ def _carrying(staged: StagedCheckpoint, upload_fn: UploadFn | None) -> UploadFn:
 
 
 def _add_ours(staged: StagedCheckpoint, stored: Checkpoint) -> None:
-    upload(staged.folder, stored.filesystem, posixpath.join(stored.path, HDET_FOLDER))
+    filesystem, path = resolve(stored.path, stored.filesystem)
+    upload(staged.folder, filesystem, posixpath.join(path, HDET_FOLDER))

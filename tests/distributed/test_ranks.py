@@ -37,7 +37,8 @@ def test_every_rank_returns_its_value_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "words"), [(fail_on_rank_one, "rank one's own words"), (die_on_rank_one, "died without a word")]
+    ("function", "words"),
+    [(fail_on_rank_one, "rank one's own words"), (die_on_rank_one, "died without a word")],
 )
 def test_a_failed_rank_ends_the_others_and_is_quoted(tmp_path: Path, function, words: str) -> None:
     started = time.monotonic()

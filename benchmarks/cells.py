@@ -1,0 +1,161 @@
+"""The grid of `quality.py`: which runs there are, and how one part of a cell is computed.
+
+A cell is a workload, an optimizer, a number of replicas and a length. Its parts are the sweep and one
+part for each arm; each part is computed alone, in one process, and cached, so that an interruption
+loses little.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks.simulation import SimulatedRun, new_run, simulate, stacked_network
+from hdet_ray.config import Fixed
+from hdet_ray.workloads import load_workload
+
+ARMS = ("auto", "plain", "fixed", "paper")
+STARTS = {"30x too low": 1 / 30, "right": 1.0, "30x too high": 30.0}
+"""Factor of each start on the sweep's best rate."""
+PARTS = ("sweep", *ARMS)
+
+_HALF_DECADES = {"adamw": range(-8, 0), "sgd": range(-5, 3)}
+"""The sweep's rates are ``10 ** (e / 2)`` for these e."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One configuration."""
+
+    workload: str
+    optimizer: str
+    num_replicas: int
+    total_steps: int
+    variant: str = ""
+    """A name for what ``options`` change."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of the workload."""
+    is_bounded: bool = True
+    """Counts for the promises; others are reported only."""
+    num_seeds: int = 5
+
+    @property
+    def key(self) -> str:
+        """Its name in tables and in the cache."""
+        variant = f" {self.variant}" if self.variant else ""
+        return f"{self.workload}{variant} {self.optimizer} N={self.num_replicas} S={self.total_steps}"
+
+    @property
+    def rates(self) -> list[float]:
+        """Rates of the sweep, half a decade apart."""
+        return [10 ** (e / 2) for e in _HALF_DECADES[self.optimizer]]
+
+    def settings(self) -> Any:
+        """The workload's settings, of seed 0."""
+        config = {"optimizer": self.optimizer, "total_steps": self.total_steps, "controller": "plain"}
+        return load_workload(self.workload).Settings.from_config(config | dict(self.options))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What is kept of one run."""
+
+    arm: str
+    start: float
+    """Factor on the sweep's best rate; 1 for the sweep's own runs."""
+    rate: float
+    """``max_lr`` at the start."""
+    seed: int
+    val_loss: float | None
+    """``None``: not finite, or the run failed."""
+    test_loss: float | None
+    samples: int
+    """Training samples forward and backward, all replicas together."""
+    probed: int
+    """Probe samples forward, all replicas together."""
+    search_steps: int = 0
+    found: float | None = None
+    """``max_lr`` that a search ended with."""
+    is_confirmed: bool | None = None
+    is_suspect: bool | None = None
+    rollbacks: int = 0
+    failure: str | None = None
+
+
+def compute_part(cell: Cell, part: str, best_rate: float | None) -> list[dict[str, Any]]:
+    """Train every run of a part.
+
+    Args:
+        cell: The configuration.
+        part: ``sweep`` or an arm.
+        best_rate: The sweep's best rate, for an arm.
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # Late in a run moments underflow, and denormal numbers are slow.
+    if best_rate is None:
+        runs = _runs(cell, "sweep", [(1.0, rate) for rate in cell.rates])
+    else:
+        runs = _runs(cell, part, [(factor, best_rate * factor) for factor in STARTS.values()])
+    simulate(runs)
+    return [asdict(record) for record in _records(cell, runs)]
+
+
+def best_of_sweep(cell: Cell, records: Sequence[Mapping[str, Any]]) -> float:
+    """The rate with the lowest median validation loss over the seeds."""
+    by_rate: dict[float, list[float]] = {}
+    for record in records:
+        loss = record["val_loss"]
+        by_rate.setdefault(record["rate"], []).append(math.inf if loss is None else loss)
+    return min(by_rate, key=lambda rate: statistics.median(by_rate[rate]))
+
+
+def _runs(cell: Cell, arm: str, starts: Sequence[tuple[float, float]]) -> list[SimulatedRun]:
+    module, base = load_workload(cell.workload), cell.settings()
+    network = stacked_network(module, base)
+    is_plain = arm in ("sweep", "plain")
+    controller = Fixed(alpha=0.0, sync_every=cell.total_steps) if is_plain else arm
+    runs = []
+    for seed in range(cell.num_seeds):
+        task = module.Task(replace(base, seed=seed))
+        for factor, rate in starts:
+            settings = replace(base, seed=seed, max_lr=rate, controller=controller)
+            label = (arm, factor, seed)
+            runs.append(new_run(label, settings, task, network, cell.num_replicas, is_judged=not is_plain))
+    return runs
+
+
+def _records(cell: Cell, runs: Sequence[SimulatedRun]) -> list[RunRecord]:
+    weights = torch.cat([run.weights for run in runs])
+    losses = {
+        split: runs[0].network.mean_losses(weights, *runs[0].task.evaluation(split)).tolist()
+        for split in ("val", "test")
+    }
+    return [_record(cell, run, losses["val"][i], losses["test"][i]) for i, run in enumerate(runs)]
+
+
+def _record(cell: Cell, run: SimulatedRun, val_loss: float, test_loss: float) -> RunRecord:
+    arm, factor, seed = run.label
+    state, search = run.state, run.state.search
+    is_valid = math.isfinite(val_loss + test_loss) and state.failure is None
+    rate = state.config.max_lr[0]
+    return RunRecord(
+        arm=arm,
+        start=factor,
+        rate=rate,
+        seed=seed,
+        val_loss=val_loss if is_valid else None,
+        test_loss=test_loss if is_valid else None,
+        samples=run.samples,
+        probed=run.probed,
+        search_steps=state.search_steps,
+        found=None if search is None or search.result is None else rate * math.exp(search.result),
+        is_confirmed=None if search is None else search.is_confirmed,
+        is_suspect=None if search is None else search.is_suspect,
+        rollbacks=sum(any("rolled back" in note for note in plan.notes) for plan, _ in run.history),
+        failure=None if state.failure is None else state.failure.reason,
+    )

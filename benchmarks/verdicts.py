@@ -1,0 +1,187 @@
+"""What the figures of `quality.py` say: gaps to the sweep's best, and which promises they keep."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cells import ARMS, STARTS, Cell, best_of_sweep
+
+MEDIAN_LIMIT = {"adamw": 0.02, "sgd": 0.03}
+"""`auto`, median over the seeds, from any start."""
+WORST_LIMIT = 0.05
+"""`auto` with AdamW, every single run."""
+RIGHT_START_LIMIT = 0.015
+"""`auto`, median over the seeds, from the right rate."""
+SHARE_OF_PLAIN_LIMIT = 0.25
+"""`auto`'s gap from a wrong rate, relative to plain one-cycle's from the same rate."""
+COUNTS_FROM = 0.10
+"""A wrong start from which plain one-cycle is less behind than this does not count."""
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One arm from one start: test losses relative to the sweep's best run of the same seed, minus 1."""
+
+    arm: str
+    start: str
+    gaps: tuple[float, ...]
+    samples: int
+    probed: int
+    search_steps: float
+    found: float | None
+    """Median over the seeds of the found rate, relative to the sweep's best."""
+    events: str
+    """What else happened: rollbacks, failures, unconfirmed or suspect searches."""
+
+    @property
+    def median(self) -> float:
+        """Over the seeds."""
+        return statistics.median(self.gaps)
+
+    @property
+    def worst(self) -> float:
+        """Over the seeds."""
+        return max(self.gaps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """One bound on one line."""
+
+    text: str
+    value: float
+    limit: float
+
+    @property
+    def is_kept(self) -> bool:
+        """The value does not pass the limit."""
+        return self.value <= self.limit
+
+
+def lines_of(cell: Cell, parts: Mapping[str, Records]) -> list[Line]:
+    """Every arm and start that has been computed."""
+    best_rate = best_of_sweep(cell, parts["sweep"])
+    reference = {r["seed"]: r["test_loss"] for r in parts["sweep"] if r["rate"] == best_rate}
+    lines = []
+    for arm in ARMS:
+        for start, factor in STARTS.items():
+            records = [r for r in parts.get(arm, ()) if r["start"] == factor]
+            if records:
+                lines.append(_line(arm, start, records, reference, best_rate))
+    return lines
+
+
+def is_interior(cell: Cell, parts: Mapping[str, Records]) -> bool:
+    """The sweep's best rate has worse ones on both sides."""
+    place = cell.rates.index(best_of_sweep(cell, parts["sweep"]))
+    return 0 < place < len(cell.rates) - 1
+
+
+def promises_of(cell: Cell, lines: Sequence[Line]) -> list[Promise]:
+    """The bounds that apply to a cell's lines."""
+    plain = {line.start: line.median for line in lines if line.arm == "plain"}
+    promises = []
+    for line in lines:
+        if line.arm != "auto" or not cell.is_bounded:
+            continue
+        is_right = line.start == "right"
+        if not is_right and plain.get(line.start, math.inf) < COUNTS_FROM:
+            continue
+        limit = MEDIAN_LIMIT[cell.optimizer]
+        promises.append(Promise(text=f"{line.start}: median", value=line.median, limit=limit))
+        if cell.optimizer == "adamw":
+            promises.append(Promise(text=f"{line.start}: worst", value=line.worst, limit=WORST_LIMIT))
+        if is_right:
+            promises.append(Promise(text="right: median", value=line.median, limit=RIGHT_START_LIMIT))
+        elif line.start in plain:
+            limit = SHARE_OF_PLAIN_LIMIT * plain[line.start]
+            promises.append(Promise(text=f"{line.start}: quarter of plain", value=line.median, limit=limit))
+    return promises
+
+
+def table(cell: Cell, parts: Mapping[str, Records]) -> str:
+    """A cell as Markdown."""
+    best_rate = best_of_sweep(cell, parts["sweep"])
+    best_losses = [r["test_loss"] for r in parts["sweep"] if r["rate"] == best_rate]
+    edge = "" if is_interior(cell, parts) else ", NOT INTERIOR"
+    bound = "" if cell.is_bounded else "; reported without a bound"
+    head = (
+        f"**{cell.key}**: best rate of {len(cell.rates)} is {best_rate:.3g}{edge}, test loss "
+        f"{statistics.median(best_losses):.4f} (median of {len(best_losses)} seeds){bound}"
+    )
+    rows = [
+        "| arm | start | median gap | worst | training samples | probe samples | search steps | found / best | events |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines_of(cell, parts):
+        found = "" if line.found is None else f"{line.found:.2f}"
+        steps = f"{line.search_steps:g}" if line.search_steps else ""
+        rows.append(
+            f"| {line.arm} | {line.start} | {_percent(line.median)} | {_percent(line.worst)} | {line.samples:,} "
+            f"| {line.probed:,} | {steps} | {found} | {line.events} |"
+        )
+    return "\n".join([head, "", *rows, ""])
+
+
+def print_report(cells: Sequence[Cell], entries: Mapping[str, Mapping[str, Records]]) -> bool:
+    """Print every computed cell and the promises that are broken; true if there are none."""
+    kept, broken = 0, []
+    for cell in cells:
+        parts = entries.get(cell.key, {})
+        if "sweep" not in parts:
+            continue
+        print(table(cell, parts))
+        for promise in promises_of(cell, lines_of(cell, parts)):
+            if promise.is_kept:
+                kept += 1
+            else:
+                broken.append(
+                    f"{cell.key}, {promise.text}: {_percent(promise.value)}, limit {_percent(promise.limit)}"
+                )
+    print(f"{kept} bounds kept, {len(broken)} broken")
+    for text in broken:
+        print(f"  BROKEN {text}")
+    return not broken
+
+
+def _line(
+    arm: str, start: str, records: Records, reference: Mapping[int, float | None], best_rate: float
+) -> Line:
+    found = [r["found"] / best_rate for r in records if r["found"] is not None]
+    return Line(
+        arm=arm,
+        start=start,
+        gaps=tuple(_gap(r["test_loss"], reference[r["seed"]]) for r in records),
+        samples=records[0]["samples"],
+        probed=round(statistics.median(r["probed"] for r in records)),
+        search_steps=statistics.median(r["search_steps"] for r in records),
+        found=statistics.median(found) if found else None,
+        events=_events(records),
+    )
+
+
+def _gap(loss: float | None, reference: float | None) -> float:
+    if loss is None or reference is None:
+        return math.inf
+    return loss / reference - 1
+
+
+def _events(records: Records) -> str:
+    counts = {
+        "rollbacks": sum(r["rollbacks"] for r in records),
+        "unconfirmed": sum(r["is_confirmed"] is False for r in records),
+        "suspect": sum(r["is_suspect"] is True for r in records),
+        "failed": sum(r["failure"] is not None for r in records),
+        "not finite": sum(r["test_loss"] is None and r["failure"] is None for r in records),
+    }
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.2f} %" if math.isfinite(value) else "diverged"

@@ -1,0 +1,119 @@
+"""A Ray of its own for one command: started, used and gone, whatever happens in between.
+
+The fit runs in a thread and the display in the main one, so that Ctrl-C reaches the display at once and
+everything is shut down on the way out. Ray's folder is the command's own, with a short path (sockets in it
+may have no more than 107 characters).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Read by Ray when it is imported, and handed on to its processes.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.train import Result
+
+from hdet_ray.exceptions import HDETError
+
+_POLL_S = 0.2
+_EXIT_TERMINATED = 143
+
+
+@contextmanager
+def local_ray(num_workers: int) -> Iterator[Path]:
+    """Ray on this machine for the time of the block, with a CPU for each worker and one more.
+
+    Logical CPUs: more than the machine has only means that workers take turns.
+
+    Yields:
+        Ray's folder, for whatever else is to be gone afterwards.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hdet-"))
+    with _terminating_cleanly():
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_workers + 1,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+            yield folder
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fit(trainer: Any, while_running: Callable[[], None]) -> Result:
+    """Run a trainer to its end.
+
+    Args:
+        trainer: A Ray trainer.
+        while_running: Called a few times a second, and once after the end.
+
+    Raises:
+        HDETError: a worker raised it; as it was raised there.
+    """
+    outcome: list[Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        while_running()
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise _own_error(result) or result
+    return result
+
+
+def _own_error(error: BaseException) -> HDETError | None:
+    """The library's error behind Ray's, if there is one: several ranks raise the same."""
+    todo: list[Any] = [error]
+    seen: set[int] = set()
+    while todo:
+        current = todo.pop(0)
+        if isinstance(current, HDETError):
+            return current
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        todo += [current.__cause__, current.__context__, *vars(current).values()]
+        todo += getattr(current, "worker_failures", {}).values()
+    return None
+
+
+@contextmanager
+def _terminating_cleanly() -> Iterator[None]:
+    """SIGTERM ends the block as an exception does; by itself Python would end without cleaning up."""
+
+    def leave(_: int, __: FrameType | None) -> None:
+        sys.exit(_EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,140 @@
+"""Gradient sync by teams: who shares gradients changes at a boundary, and nothing is rebuilt.
+
+DDP keeps its buckets and its overlap with the backward pass; one communication hook decides over which
+process group each bucket is averaged. With the whole world as team, every bit is what plain DDP computes.
+"""
+
+# No postponed annotations in this file: DDP compares the hook's annotations with the types themselves.
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hdet_ray.exceptions import ConfigError
+
+
+class TeamSync:
+    """Averages a DDP module's gradients over this rank's team.
+
+    Until ``use`` is called, the team is DDP's own process group and everything is as without this class.
+
+    Args:
+        model: The DDP-wrapped module (or what ``torch.compile`` made of it), without a communication hook.
+
+    Raises:
+        ConfigError: ``model`` is not DDP, or already has a communication hook.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = _require_ddp(model)
+        self._group: dist.ProcessGroup | None = self._model.process_group
+        self._size: int = self._model.process_group.size()
+        self._syncs_buffers = bool(getattr(self._model, _buffer_switch(self._model)))
+        self._nonfinite: dict[torch.device, Tensor] = {}
+        _register(self._model, self)
+
+    def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
+        """Average gradients over ``group`` from the next backward pass on.
+
+        Sends nothing and leaves gradients that are there alone; every rank calls it at the same boundary.
+
+        Args:
+            group: The team's process group; None for a rank that is alone.
+            size: Ranks in the team; with 1 nothing is sent.
+            is_whole_world: Whether the team is DDP's whole process group. Only then are buffers broadcast
+                from rank 0 at each forward pass, if the model was wrapped so: between teams it would
+                mix their BatchNorm statistics.
+        """
+        self._group = group if size > 1 else None
+        self._size = size
+        setattr(self._model, _buffer_switch(self._model), self._syncs_buffers and is_whole_world)
+
+    def had_nonfinite(self) -> bool:
+        """Whether a gradient of this rank's own was not finite since the last call; one host-device sync."""
+        found = any(bool(flag) for flag in self._nonfinite.values())
+        for flag in self._nonfinite.values():
+            flag.zero_()
+        return found
+
+    def start(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
+        """Begin averaging a bucket, a flat tensor of this rank's gradients; the future holds the mean."""
+        self._note_nonfinite(gradients)
+        if self._group is None:
+            return _completed(gradients)
+        # Multiplied before the sum, as DDP itself does: dividing rounds differently where the size is odd.
+        gradients.mul_(1.0 / self._size)
+        work = dist.all_reduce(gradients, group=self._group, async_op=True)
+        mean: torch.futures.Future[Tensor] = work.get_future().then(_first_tensor)
+        return mean
+
+    def _note_nonfinite(self, gradients: Tensor) -> None:
+        # One NaN or infinity makes the sum one too. Narrow floats are summed in 32 bits, where finite ones
+        # don't overflow. The flag stays on the device: nothing waits for it before the boundary.
+        total = gradients.sum(dtype=torch.float32 if gradients.dtype.itemsize < 4 else None)
+        is_nonfinite = torch.isfinite(total).logical_not_()
+        flag = self._nonfinite.get(gradients.device)
+        if flag is None:
+            self._nonfinite[gradients.device] = is_nonfinite
+        else:
+            flag.logical_or_(is_nonfinite)
+
+
+def team_hook(
+    state: TeamSync,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """DDP's side of ``TeamSync``: called once for each bucket of each synchronizing backward pass."""
+    return state.start(bucket.buffer())
+
+
+def _require_ddp(model: nn.Module) -> DistributedDataParallel:
+    module = getattr(model, "_orig_mod", model)  # torch.compile(ddp) keeps the original there.
+    if isinstance(module, DistributedDataParallel):
+        return module
+    if isinstance(getattr(module, "module", None), DistributedDataParallel):
+        remedy = "pass the DistributedDataParallel module that it wraps"
+    elif any(base.__name__ in ("FSDPModule", "FullyShardedDataParallel") for base in type(module).__mro__):
+        remedy = "sharded models are not supported yet: wrap it in DistributedDataParallel instead"
+    else:
+        remedy = "wrap it: model = torch.nn.parallel.DistributedDataParallel(model), and pass that as model="
+    raise ConfigError(
+        f"model is a {type(module).__name__}, but teams of replicas need torch's DistributedDataParallel; "
+        f"{remedy}"
+    )
+
+
+def _register(model: DistributedDataParallel, sync: TeamSync) -> None:
+    remedy = (
+        "a model has room for one: leave out its register_comm_hook (and any other scheduler of this "
+        "library), or wrap the module in a new DistributedDataParallel"
+    )
+    if hooks := model._comm_hooks:
+        name = getattr(hooks[0][0], "__qualname__", repr(hooks[0][0]))
+        raise ConfigError(f"model already has the communication hook {name!r}; {remedy}")
+    try:
+        model.register_comm_hook(state=sync, hook=team_hook)
+    except RuntimeError as error:  # Hooks built into torch leave no trace in Python.
+        if "once" not in str(error):
+            raise
+        raise ConfigError(f"model already has a communication hook of torch's own; {remedy}") from error
+
+
+def _buffer_switch(model: DistributedDataParallel) -> str:
+    """The attribute that turns DDP's broadcast of buffers on and off; torch 2.13 renamed it."""
+    return "forward_sync_buffers" if hasattr(model, "forward_sync_buffers") else "broadcast_buffers"
+
+
+def _completed(value: Tensor) -> torch.futures.Future[Tensor]:
+    future: torch.futures.Future[Tensor] = torch.futures.Future(
+        devices=[] if value.device.type == "cpu" else [value.device]
+    )
+    future.set_result(value)
+    return future
+
+
+def _first_tensor(future: torch.futures.Future[Any]) -> Tensor:
+    tensor: Tensor = future.value()[0]
+    return tensor

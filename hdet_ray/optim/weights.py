@@ -1,0 +1,155 @@
+"""The run's weights: what is copied at a boundary, put back, averaged, and checked for health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hdet_ray.optim.averaging import Averager
+from hdet_ray.optim.collective import Collective
+from hdet_ray.optim.snapshot import Snapshot, optimizer_tensors
+
+
+class Weights:
+    """Parameters, buffers and optimizer state of one rank.
+
+    Args:
+        optimizer: Its parameters are what trains.
+        module: Its buffers are averaged too; ``None`` where the scheduler was given no model.
+        collective: The run's ranks.
+        averages_optimizer_state: Whether an average takes the optimizer's moments along.
+        grad_scaler: Put back together with the weights.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        module: nn.Module | None,
+        collective: Collective,
+        *,
+        averages_optimizer_state: bool,
+        grad_scaler: Any = None,
+    ) -> None:
+        self._optimizer = optimizer
+        self._collective = collective
+        self._averages_optimizer_state = averages_optimizer_state
+        self.parameters = _unique(p for group in optimizer.param_groups for p in group["params"])
+        self.buffers = [] if module is None else _unique(module.buffers())
+        self._snapshot = Snapshot([*self.parameters, *self.buffers], optimizer, grad_scaler)
+        self._has_snapshot = False
+
+    @property
+    def has_snapshot(self) -> bool:
+        """A boundary's weights are at hand."""
+        return self._has_snapshot
+
+    def take_snapshot(self) -> None:
+        """Remember this boundary, in place of the one before."""
+        self._snapshot.take()
+        self._has_snapshot = True
+
+    def restore_snapshot(self) -> None:
+        """Go back to the newest boundary."""
+        self._snapshot.restore()
+
+    def forget_snapshot(self) -> None:
+        """The weights were replaced from outside: the next update begins a new boundary."""
+        self._has_snapshot = False
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """All floating parameters and buffers are finite; one host-device sync."""
+        tensors = [t.detach() for t in (*self.parameters, *self.buffers) if t.is_floating_point() and t.numel()]
+        if not tensors:
+            return True
+        largest = torch._foreach_norm(tensors, float("inf"))
+        return all(bool(torch.isfinite(x)) for x in _stacked(largest))
+
+    def num_averaged(self) -> int:
+        """How many tensors an average would take."""
+        averaged, counted = self._state_tensors()
+        return len(self.parameters) + len(self.buffers) + len(averaged) + len(counted)
+
+    def average(self, replica_weights: Sequence[float]) -> int:
+        """Replace everything by the replicas' weighted mean; collective.
+
+        Args:
+            replica_weights: One weight per replica; a replica of weight 0 takes the others' mean.
+
+        Returns:
+            Bytes that this rank put through all-reduces.
+        """
+        peers = self._collective.peers
+        if peers is None or self._collective.num_replicas == 1:
+            return 0
+        weights = self._rank_weights(replica_weights)
+        averaged, counted = self._state_tensors()
+        num_bytes = 0
+        if not self._averages_optimizer_state:
+            if all(replica_weights):
+                averaged, counted = [], []
+            elif replica_weights[self._collective.replica]:
+                # Healthy replicas keep their own moments; they lend copies to the one that lost its.
+                averaged, counted = [t.clone() for t in averaged], [t.clone() for t in counted]
+        everything = [*self.parameters, *self.buffers, *averaged]
+        num_bytes += Averager(everything, group=peers, source_tensors=counted).average(weights)
+        return num_bytes
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Parameters and buffers may be overwritten inside; they are put back bit for bit."""
+        tensors = [*self.parameters, *self.buffers]
+        saved = [t.detach().clone() for t in tensors]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, copy in zip(tensors, saved, strict=True):
+                    tensor.detach().copy_(copy)
+
+    def average_weights_only(self, replica_weights: Sequence[float]) -> None:
+        """The same for parameters and buffers alone; collective."""
+        peers = self._collective.peers
+        if peers is not None and self._collective.num_replicas > 1:
+            Averager([*self.parameters, *self.buffers], group=peers).average(self._rank_weights(replica_weights))
+
+    def show_snapshot(self) -> None:
+        """Put the boundary's parameters and buffers in place, and leave the optimizer alone."""
+        self._snapshot.restore_weights()
+
+    def snapshot_state(self) -> Any:
+        """The snapshot as something that `torch.save` takes."""
+        return self._snapshot.state_dict()
+
+    def load_snapshot_state(self, state: Any) -> None:
+        """Take a saved snapshot for this boundary's."""
+        self._snapshot.load_state_dict(state)
+        self._has_snapshot = True
+
+    def _state_tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        return optimizer_tensors(self._optimizer)
+
+    def _rank_weights(self, replica_weights: Sequence[float]) -> list[float]:
+        """Weights in the order of the peers' ranks."""
+        grid = self._collective.grid
+        replica_of = {rank: replica for replica, row in enumerate(grid) for rank in row}
+        ranks = dist.get_process_group_ranks(self._collective.peers)
+        return [replica_weights[replica_of[rank]] for rank in ranks]
+
+
+def _unique(tensors: Iterator[Tensor]) -> list[Tensor]:
+    return list({id(t): t for t in tensors}.values())
+
+
+def _stacked(norms: Sequence[Tensor]) -> list[Tensor]:
+    """One tensor per device and dtype, so that reading them syncs once each."""
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for norm in norms:
+        kinds.setdefault((norm.device, norm.dtype), []).append(norm)
+    return [torch.stack(same).sum() for same in kinds.values()]

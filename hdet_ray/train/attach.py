@@ -1,0 +1,310 @@
+"""`attach`: one line in a Ray Train loop, and the run has checkpoints, a ledger and a way back.
+
+It finds the newest complete checkpoint and restores what the loop has built; from then on it saves at
+boundaries, where all replicas hold the same tensors. One rank writes for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import posixpath
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow.fs as pafs
+import ray.train
+from ray.train import Checkpoint, CheckpointConsistencyMode
+from torch import nn
+
+from hdet_ray.core.plan import RATE, value_at
+from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError
+from hdet_ray.optim.control import LocalControl
+from hdet_ray.optim.rounds import BoundaryEvent
+from hdet_ray.optim.stepping import ReplicaScheduler
+from hdet_ray.train.checkpoints import Loaded, load, restore, restore_rank, save
+from hdet_ray.train.layout import HDET_FOLDER
+from hdet_ray.train.ledger import RunLedger
+from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports, has_user_files
+from hdet_ray.train.rng import capture_rng
+from hdet_ray.train.storage import newest_complete, resolve
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Anything whose state can be taken and put back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+def attach(
+    scheduler: ReplicaScheduler,
+    *,
+    sampler: Stateful | None = None,
+    checkpoint_every_rounds: int | None = None,
+    extra: Mapping[str, Stateful] | None = None,
+) -> int:
+    """Tie a scheduler to the Ray Train run that this worker belongs to. Every worker calls it, once.
+
+    Restores model, optimizer, schedule, sampler and random state from the run's newest complete
+    checkpoint, of any world size, and saves from then on at boundaries and after the last round. Works
+    under `HDETTrainer` and a plain TorchTrainer.
+
+    Args:
+        scheduler: Made with ``model=``.
+        sampler: Its position is saved per rank (`ResumableSampler`, torchdata's StatefulDataLoader, …).
+        checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1. While Ray
+            is still busy with the one before, a checkpoint is left out.
+        extra: Further objects to save and restore by name, the same on every rank (a GradScaler, an EMA).
+
+    Returns:
+        The step to start at: how often the loop has called ``scheduler.step`` before.
+
+    Raises:
+        ConfigError: Not in a Ray Train worker, a second call, a scheduler without a model, an object
+            without a state_dict, or ``checkpoint_every_rounds`` below 1; on every rank.
+        CheckpointError: The run has checkpoints but none is usable, or they are of another model.
+    """
+    scheduler.collective.agree(_problem(scheduler, sampler, checkpoint_every_rounds, extra or {}))
+    bridge = bridge_reports(checkpoint_every_rounds)
+    if bridge.is_attached:
+        raise ConfigError(
+            "attach() was called twice in this worker; a run has one schedule, so fit another run for another"
+        )
+    bridge.is_attached = True
+    attachment = _Attachment(scheduler, bridge, sampler, extra or {})
+    attachment.open_ledger()
+    attachment.resume()
+    scheduler.on_boundary(attachment.after_boundary)
+    return scheduler.iterations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What rank 0 found in the run's storage."""
+
+    ours: Checkpoint | None
+    """Our folder inside the newest complete checkpoint."""
+    has_user_files: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RankNote:
+    """What each rank tells the one that writes."""
+
+    rng: dict[str, Any]
+    sampler: dict[str, Any] | None
+    reports_checkpoints: bool
+    is_behind: bool
+
+
+class _Attachment:
+    """A scheduler, and the run that it is tied to."""
+
+    def __init__(
+        self,
+        scheduler: ReplicaScheduler,
+        bridge: ReportBridge,
+        sampler: Stateful | None,
+        extra: Mapping[str, Stateful],
+    ) -> None:
+        self.scheduler = scheduler
+        self.bridge = bridge
+        self.sampler = sampler
+        self.extra = extra
+        self.collective = scheduler.collective
+        self._rounds_unsaved = 0
+        self._ledger: RunLedger | None = None
+
+    def resume(self) -> None:
+        answer: _Found | HDETError | None = self._find() if self.collective.rank == 0 else None
+        found: _Found | HDETError = self.collective.broadcast_object(answer)
+        if isinstance(found, HDETError):
+            raise found
+        self.bridge.user_reports_checkpoints = found.has_user_files
+        if found.ours is None:
+            return
+        with found.ours.as_directory() as folder:
+            self._restore(load(folder))
+            if found.has_user_files and self.collective.rank == 0:
+                # The user's next checkpoint may come before our next boundary.
+                staged = StagedCheckpoint()
+                shutil.copytree(folder, staged.folder, dirs_exist_ok=True)
+                self.bridge.stage(staged)
+
+    def after_boundary(self, event: BoundaryEvent) -> None:
+        """The scheduler's last act at a boundary; on every rank."""
+        self.bridge.own_metrics = _metrics(event)
+        self._rounds_unsaved += 1
+        if not event.is_last and self._rounds_unsaved < self.bridge.checkpoint_every_rounds:
+            return
+        note = _RankNote(
+            rng=capture_rng(),
+            sampler=None if self.sampler is None else self.sampler.state_dict(),
+            reports_checkpoints=self.bridge.user_reports_checkpoints,
+            is_behind=self.bridge.is_behind,
+        )
+        notes = self.collective.gather_objects(note)
+        reporters = [rank for rank, other in enumerate(notes) if other.reports_checkpoints]
+        writer = reporters[0] if reporters else 0
+        if notes[writer].is_behind and not event.is_last:
+            return
+        self._rounds_unsaved = 0
+        staged = self._save(event, notes) if self.collective.rank == writer else None
+        if not reporters:
+            self.bridge.publish(staged)
+        elif staged is not None:
+            self.bridge.stage(staged)
+        if self._ledger is not None:
+            self._ledger.push()
+
+    def open_ledger(self) -> None:
+        """Let a local control write the run's ledger, unless it has one of the user's choice."""
+        control = self.scheduler.control
+        has_storage, is_free = (
+            self.bridge.saves_checkpoints,
+            isinstance(control, LocalControl) and not control.ledger,
+        )
+        if self.collective.rank == 0 and has_storage and is_free:
+            self._ledger = RunLedger(ray.train.get_context().get_storage())
+            self._ledger.fetch()
+            self.scheduler.control = LocalControl(ledger=self._ledger.path)
+
+    def _find(self) -> _Found | HDETError:
+        """Rank 0's answer for all, an error included: so that none waits for one that has given up."""
+        try:
+            return (
+                _find_newest(self.bridge.newest_checkpoint()) if self.bridge.saves_checkpoints else _NOTHING
+            )
+        except HDETError as error:
+            return error
+
+    def _restore(self, loaded: Loaded) -> None:
+        scheduler, collective = self.scheduler, self.collective
+        schedule = restore(loaded, _model_of(scheduler), scheduler.optimizer, extra=self.extra)
+        scheduler.load_state_dict(schedule)
+        _require_planned_rates(scheduler)
+        restore_rank(
+            loaded,
+            collective.rank,
+            world_size=collective.world_size,
+            seed=scheduler.state.config.seed,
+            sampler=self.sampler,
+        )
+        if collective.rank == 0:
+            logger.info(
+                "resumed: path=%s round=%d step=%d ranks_then=%d ranks_now=%d",
+                loaded.where,
+                loaded.manifest.round,
+                loaded.manifest.step,
+                loaded.manifest.world_size,
+                collective.world_size,
+            )
+
+    def _save(self, event: BoundaryEvent, notes: list[_RankNote]) -> StagedCheckpoint:
+        staged = StagedCheckpoint()
+        save(
+            staged.folder,
+            model=_model_of(self.scheduler),
+            optimizer=self.scheduler.optimizer,
+            schedule=self.scheduler.state_dict(),
+            ranks=[{"rng": note.rng, "sampler": note.sampler} for note in notes],
+            round=event.state.round,
+            step=self.scheduler.iterations,
+            extra={name: item.state_dict() for name, item in self.extra.items()},
+        )
+        return staged
+
+
+def _metrics(event: BoundaryEvent) -> dict[str, Any]:
+    """The round that begins, and the loss of the one that ended."""
+    plan = event.plan
+    metrics: dict[str, Any] = {
+        "hdet/round": event.state.round,
+        "hdet/step": event.state.step,
+        "hdet/phase": plan.phase,
+        "hdet/replicas": plan.num_replicas,
+    }
+    losses = [replica.loss for replica in event.report.replicas if math.isfinite(replica.loss)]
+    if losses:
+        metrics["hdet/loss"] = math.fsum(losses) / len(losses)
+    for kind, values in (("base", plan.base), ("peak", plan.peak)):
+        for (name, group), value in values.items():
+            metrics[f"hdet/{kind}_{name}" + (f"/{group}" if group else "")] = value
+    return metrics
+
+
+def _require_planned_rates(scheduler: ReplicaScheduler) -> None:
+    """A restored replica's rates are those of the schedule, whichever rank of how many saved them."""
+    plan, state = scheduler.plan, scheduler.state
+    if plan.shape == "external" or not plan.num_steps:
+        return
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        planned = value_at(plan, RATE, index, scheduler.collective.replica, state.step)
+        if not math.isclose(float(group["lr"]), planned, rel_tol=1e-6):  # a rate may be a float32 tensor
+            raise CheckpointError(
+                f"group {index} was restored with lr={float(group['lr'])}, the schedule says {planned} for "
+                f"replica {scheduler.collective.replica} at step {state.step}; let nothing but the "
+                "scheduler set rates"
+            )
+
+
+_NOTHING = _Found(ours=None, has_user_files=False)
+
+
+def _find_newest(newest: Checkpoint | None) -> _Found:
+    if newest is None:
+        return _NOTHING
+    reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+    older = [entry.checkpoint for entry in reversed(reported) if entry.checkpoint.path != newest.path]
+    filesystem, _ = resolve(newest.path, newest.filesystem)
+    candidates = {posixpath.join(each.path, HDET_FOLDER): each for each in [newest, *older]}
+    ours = [path for path in candidates if filesystem.get_file_info(path).type != pafs.FileType.NotFound]
+    if not ours:
+        logger.warning("none of the run's %d checkpoints is of attach(): starting at step 0", len(candidates))
+        return _Found(ours=None, has_user_files=True)
+    path = newest_complete(filesystem, ours)
+    if path is None:
+        raise CheckpointError(
+            f"none of the run's {len(ours)} checkpoints is complete (newest: {ours[0]}); start under a new "
+            "RunConfig(name=…), or put back the files that its manifest lists"
+        )
+    return _Found(
+        ours=Checkpoint(path, filesystem=filesystem), has_user_files=has_user_files(candidates[path])
+    )
+
+
+def _problem(
+    scheduler: ReplicaScheduler,
+    sampler: Stateful | None,
+    checkpoint_every_rounds: int | None,
+    extra: Mapping[str, Stateful],
+) -> ConfigError | None:
+    if scheduler.model is None:
+        return ConfigError("attach() saves the model, and the scheduler has none; make it with model=…")
+    if checkpoint_every_rounds is not None and checkpoint_every_rounds < 1:
+        return ConfigError(
+            f"checkpoint_every_rounds={checkpoint_every_rounds} must be at least 1: 1 saves at each boundary"
+        )
+    for name, item in {
+        "sampler": sampler,
+        **{f"extra[{key!r}]": value for key, value in extra.items()},
+    }.items():
+        if item is not None and not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            return ConfigError(
+                f"{name} is a {type(item).__name__}, which has no state_dict and load_state_dict; for a "
+                "DistributedSampler take hdet_ray.train.sampler.ResumableSampler in its place"
+            )
+    return None
+
+
+def _model_of(scheduler: ReplicaScheduler) -> nn.Module:
+    model = scheduler.model
+    if model is None:
+        raise ConfigError("attach() saves the model, and the scheduler has none; make it with model=…")
+    return model
