@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -66,9 +66,7 @@ def _rank_main(rank: int, num_ranks: int, runs: Sequence[RealRun], folder: str) 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     store = dist.FileStore(str(Path(folder) / "store"), num_ranks)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=num_ranks, timeout=_COLLECTIVE_TIMEOUT
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_COLLECTIVE_TIMEOUT)
     outcomes = [_train(run, rank) for run in runs]
     if rank == 0:
         torch.save(outcomes, Path(folder) / "outcomes.pt")
@@ -89,7 +87,7 @@ def _train(run: RealRun, rank: int) -> RealOutcome:
 
     def probe(k: int) -> Tensor:
         inputs, targets = task.probe_batch(k)
-        return F.cross_entropy(network(cast(inputs)), targets)
+        return cross_entropy(network(cast(inputs)), targets)
 
     scheduler = _scheduler(settings, optimizer, model, probe)
     history: list[tuple[Plan, RoundReport]] = []
@@ -100,7 +98,7 @@ def _train(run: RealRun, rank: int) -> RealOutcome:
         for step in range(settings.total_steps):
             inputs, targets = task.batch(step, rank)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(cast(inputs)), targets)
+            loss = cross_entropy(model(cast(inputs)), targets)
             loss.backward()
             optimizer.step()
             if isinstance(scheduler, HDETOneCycleLR):
@@ -136,4 +134,3 @@ def _scheduler(settings: Any, optimizer: Any, model: Any, probe: Any) -> HDETOne
         probe_samples=settings.probe_samples,
         seed=settings.seed,
     )
-

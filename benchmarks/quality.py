@@ -47,6 +47,15 @@ def grid() -> list[Cell]:
         for n, s in [(4, 1500), (8, 1500), (4, 3000), (8, 3000)]
         for kind in kinds
         if kind.get("is_bounded", True) or s == 1500
+    ] + [
+        Cell(
+            workload="byte_lm",
+            optimizer="adamw",
+            num_replicas=4,
+            total_steps=1500,
+            num_seeds=3,
+            on_processes=True,
+        )
     ]
 
 
@@ -95,7 +104,7 @@ def run_grid(cells: list[Cell], cache: Cache, jobs: int) -> None:
                 if len(running) >= jobs:
                     break
                 if (cell, part) not in busy:
-                    best = None if part == "sweep" else best_of_sweep(cell, cache.get(cell, "sweep") or [])
+                    best = None if part == "sweep" else best_of_sweep(cache.get(cell, "sweep") or [])
                     running[pool.submit(compute_part, cell, part, best)] = (cell, part)
             if not running:
                 return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,6 @@ from benchmarks.stacked import ROW_OPTIMIZERS, RowOptimizer, StackedNetwork, fla
 from hdet_ray.config import Controller
 from hdet_ray.core.codec import digest
 from hdet_ray.core.decide import decide, judge_report, start
-from hdet_ray.core.health import Verdict
 from hdet_ray.core.one_cycle import OneCycle
 from hdet_ray.core.plan import MOMENTUM, RATE, Plan, value_at
 from hdet_ray.core.report import ReplicaReport, RoundReport
@@ -58,10 +57,6 @@ class SimulatedRun:
     optimizer: RowOptimizer
     is_judged: bool = True
     """Boundaries may leave replicas out and roll back; plain one-cycle has nobody who would."""
-    samples: int = 0
-    """Training samples that went forward and backward, over all replicas."""
-    probed: int = 0
-    """Probe samples that went forward, over all replicas."""
     history: list[tuple[Plan, RoundReport]] = field(default_factory=list)
 
     @property
@@ -150,7 +145,7 @@ def advance(runs: Sequence[SimulatedRun]) -> None:
     weights = torch.cat([run.weights for run in runs])[owner]
     optimizer = _joined([run.optimizer for run in runs]).rows(owner)
     rates, momentums = _values(runs, rows)
-    losses = torch.empty(first.plan.num_steps, len(runs), first.plan.num_replicas)
+    losses = torch.empty(first.plan.num_steps, len(runs), first.plan.num_replicas, dtype=torch.float64)
     for j in range(first.plan.num_steps):
         inputs, targets = _batches(runs, rows, j, weights.dtype)
         gradients, sample_losses = first.network.gradients(weights, inputs, targets)
@@ -160,7 +155,7 @@ def advance(runs: Sequence[SimulatedRun]) -> None:
         optimizer.step(weights, gradients, rates[j], momentums[j])
     for i, run in enumerate(runs):
         mine = torch.arange(i * len(rows), (i + 1) * len(rows))
-        _end_round(run, rows, weights[mine], optimizer.rows(mine), losses[:, i].double(), untrained[i])
+        _end_round(run, rows, weights[mine], optimizer.rows(mine), losses[:, i], untrained[i])
 
 
 def rows_of(plan: Plan) -> list[Row]:
@@ -176,7 +171,7 @@ def rows_of(plan: Plan) -> list[Row]:
         return [Row(team=0, replicas=(r,)) for r in range(plan.num_replicas)]
     rows = [Row(team=team, replicas=tuple(members)) for team, members in teams.items()]
     if len({len(row.replicas) for row in rows}) > 1:
-        raise ValueError(f"teams {plan.teams} are of unequal size; the simulation takes N = 2, 4, 8 and N = 1")
+        raise ValueError(f"teams {plan.teams} are of unequal size; simulate N = 1, 2, 4, 8 or 16")
     return rows
 
 
@@ -262,9 +257,8 @@ def _probe(run: SimulatedRun, weights: Tensor, span: Any) -> list[float]:
     batches = [run.task.probe_batch(k) for k in range(span.first, span.first + span.count)]
     inputs = torch.cat([x for x, _ in batches])
     inputs = inputs.to(weights.dtype) if inputs.is_floating_point() else inputs
-    run.probed += len(inputs) * run.plan.num_replicas
-    losses: list[float] = run.network.mean_losses(weights, inputs, torch.cat([y for _, y in batches])).tolist()
-    return losses
+    targets = torch.cat([y for _, y in batches])
+    return [float(loss) for loss in run.network.mean_losses(weights, inputs, targets)]
 
 
 def _end_round(
@@ -292,10 +286,9 @@ def _end_round(
         replicas=replicas,
         untrained_loss=untrained[0] if untrained else None,
     )
-    run.samples += plan.num_steps * plan.num_replicas * run.task.settings.batch_size
     verdict = judge_report(run.state, plan, report)
     if not run.is_judged:
-        verdict = Verdict(weights=(1.0,) * plan.num_replicas, reasons=("",) * plan.num_replicas, rolls_back=False)
+        verdict = replace(verdict, weights=(1.0,) * plan.num_replicas, rolls_back=False)
     if plan.end != "put_back" and not verdict.rolls_back:
         by_row = [verdict.weights[row.replicas[0]] for row in rows]
         run.weights = _averaged(weights, by_row)

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 _EVALUATION_ROWS = 8
 """Models that are evaluated at once: thousands of samples each would not fit the caches otherwise."""
@@ -59,7 +59,7 @@ class StackedNetwork:
 
     def _sample_losses(self, parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         logits = self._call(parameters, inputs)  # (M, B, C)
-        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        flat = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return flat.view(targets.shape)
 
     def _views(self, weights: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hdet_ray.exceptions import ConfigError
 
-Value = bool | int | float | str | None
+Value = bool | int | float | str | tuple["Value", ...] | None
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -18,7 +18,7 @@ def parse_assignments(texts: Sequence[str], defaults: Mapping[str, object]) -> d
     Args:
         texts: As typed.
         defaults: Every known key with its default. A value takes the default's type; where that is None, the
-            type that it looks like.
+            type that it looks like. A tuple's values are separated by commas.
 
     Raises:
         ConfigError: no ``=``, an unknown key (names the known ones and the closest), or a value that is not
@@ -57,6 +57,8 @@ def _typed(key: str, text: str, default: object) -> Value:
         return value
     if isinstance(default, str):
         return text
+    if isinstance(default, tuple):
+        return tuple(_typed(key, part.strip(), default[0]) for part in text.split(","))
     wanted = type(default)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

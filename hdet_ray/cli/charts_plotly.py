@@ -12,12 +12,19 @@ from typing import Any
 
 from hdet_ray.cli import palette
 from hdet_ray.cli.numbers import loss_text, rate_text
-from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries, Trial
+from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries, Trial, TrialPhase
 
 Json = dict[str, Any]
 
 _MANY_REPLICAS = 8
-_PHASES = {"scout": ("scout", palette.SCOUT, "circle"), "pairs": ("pair", palette.PAIRS, "diamond")}
+_SCHEDULE_NOTE = (
+    "What the run did, and what plain one-cycle would have done. "
+    "Shaded: scout rounds (blue) and pair rounds (orange)."
+)
+_PHASES: dict[TrialPhase, tuple[str, str, str]] = {
+    "scout": ("scout", palette.SCOUT, "circle"),
+    "pairs": ("pair", palette.PAIRS, "diamond"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +70,7 @@ def _schedule(series: ReportSeries) -> Panel:
     return Panel(
         name="schedule",
         title="Learning rate",
-        note="What the run did, and what plain one-cycle would have done. Shaded: scout rounds (blue), pair rounds (orange).",
+        note=_SCHEDULE_NOTE,
         figure=_figure(traces, series.bands, y="learning rate", y_axis=_log_axis()),
         is_wide=True,
     )
@@ -122,15 +129,12 @@ def _search(search: SearchSeries) -> Panel:
         marks.append(_mark(search.result, text, palette.FOUND, "solid", 1.0, middle))
     layout["shapes"] = [shape for shape, _ in marks]
     layout["annotations"] = [annotation for _, annotation in marks]
-    untrained = (
-        ""
-        if search.untrained_loss is None
-        else f" The untrained model has {loss_text(search.untrained_loss)}."
-    )
+    untrained = search.untrained_loss
+    comparison = "" if untrained is None else f" The untrained model has {loss_text(untrained)}."
     return Panel(
         name="search",
         title="What the search tried",
-        note=f"Probe loss of each candidate at the end of its round; then its weights are put back.{untrained}",
+        note=f"Probe loss of each candidate after its round; then its weights are put back.{comparison}",
         figure=figure,
     )
 
@@ -140,12 +144,16 @@ def _losses(series: ReportSeries) -> Panel:
         _line(curve, palette.reference_color(place), dash="dash", width=2)
         for place, curve in enumerate(series.reference_losses)
     ]
-    traces += _replica_lines(series.losses, mode="lines+markers", width=1.5)
+    replicas = _replica_lines(series.losses, mode="lines+markers", width=1.5)
+    colors = ""
+    if series.fan:
+        replicas = [{**trace, "showlegend": False} for trace in replicas]
+        colors = " The replicas' colours are those of their rates."
     return Panel(
         name="losses",
         title="Training loss by round",
-        note="Mean over the round, at the step where it ended.",
-        figure=_figure(traces, series.bands, y="mean training loss"),
+        note=f"Mean over the round, at the step where it ended.{colors}",
+        figure=_figure([*traces, *replicas], series.bands, y="mean training loss"),
     )
 
 
@@ -239,7 +247,7 @@ def _mark(rate: float, text: str, color: str, dash: str, height: float, middle: 
 def _figure(
     traces: Sequence[Json], bands: Sequence[Band], *, y: str, x: str = "step", y_axis: Json | None = None
 ) -> Json:
-    layout = {
+    layout: Json = {
         "margin": {"l": 64, "r": 18, "t": 34, "b": 46},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

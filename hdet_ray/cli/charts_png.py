@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -17,11 +19,11 @@ from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 
 from hdet_ray.cli import palette
 from hdet_ray.cli.numbers import loss_text, rate_text
-from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries
+from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries, TrialPhase
 
 _INK = "#2B2F36"
 _MUTED = "#6B7280"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "text.color": _INK,
@@ -47,7 +49,9 @@ _STYLE = {
 }
 _WIDTH_IN = 12.5
 _ROW_HEIGHT_IN = 3.7
-_HEADER_IN = 1.1
+_TITLE_IN = 0.85
+_LINE_IN = 0.2
+_SUBTITLE_CHARACTERS = 142
 _MAX_NAMED_REPLICAS = 8
 
 Draw = Callable[[Axes], None]
@@ -60,18 +64,21 @@ def write_png(series: ReportSeries, path: Path, *, title: str, subtitle: str) ->
         series: What to draw.
         path: The picture; its folder exists.
         title: One line, large.
-        subtitle: One or two lines below it.
+        subtitle: A paragraph below it.
     """
     with mpl.rc_context(_STYLE):
         rows = _rows(series)
-        height = _HEADER_IN + _ROW_HEIGHT_IN * len(rows)
+        lines = textwrap.wrap(subtitle, _SUBTITLE_CHARACTERS)
+        header_in = _TITLE_IN + _LINE_IN * len(lines)
+        height = header_in + _ROW_HEIGHT_IN * len(rows)
         figure = Figure(figsize=(_WIDTH_IN, height), dpi=144)
         grid = GridSpec(
             len(rows), 2, figure=figure, left=0.075, right=0.975, hspace=0.42, wspace=0.2,
-            top=1 - (_HEADER_IN + 0.25) / height, bottom=0.62 / height,
+            top=1 - (header_in + 0.25) / height, bottom=0.62 / height,
         )  # fmt: skip
         figure.text(0.03, 1 - 0.38 / height, title, fontsize=17, fontweight="bold", va="center")
-        figure.text(0.03, 1 - 0.62 / height, subtitle, fontsize=10.5, color=_MUTED, va="top", linespacing=1.4)
+        text: dict[str, Any] = {"fontsize": 10.5, "color": _MUTED, "va": "top", "linespacing": 1.4}
+        figure.text(0.03, 1 - 0.62 / height, "\n".join(lines), **text)
         for row, draws in enumerate(rows):
             for column, draw in enumerate(draws):
                 place = grid[row, :] if len(draws) == 1 else grid[row, column]
@@ -128,7 +135,10 @@ def _draw_search(axes: Axes, search: SearchSeries) -> None:
     axes.set_title("What the search tried")
     axes.set_xscale("log")
     live = [t for t in search.trials if not t.is_dead and t.loss is not None]
-    styles = {"scout": (palette.SCOUT, "o", "scout"), "pairs": (palette.PAIRS, "D", "pair")}
+    styles: dict[TrialPhase, tuple[str, str, str]] = {
+        "scout": (palette.SCOUT, "o", "scout"),
+        "pairs": (palette.PAIRS, "D", "pair"),
+    }
     for phase, curve in search.parabolas:
         _plot(axes, curve, styles[phase][0], width=1.8, alpha=0.6)
     for phase, (color, marker, name) in styles.items():
@@ -177,9 +187,9 @@ def _mark_rate(axes: Axes, rate: float, name: str, color: str, *, height: float)
     is_left = math.log(rate / low) > math.log(high / rate)
     axes.axvline(rate, color=color, linewidth=1.8, linestyle="--" if name == "given" else "-", zorder=2)
     axes.annotate(
-        f"{name} {rate_text(rate)}", (rate, height), xycoords=axes.get_xaxis_transform(), fontsize=9, va="top",
-        xytext=(-5 if is_left else 5, 0), textcoords="offset points", ha="right" if is_left else "left",
-        color=_MUTED if name == "given" else color, fontweight="bold",
+        f"{name} {rate_text(rate)}", (rate, height), xycoords=axes.get_xaxis_transform(), fontsize=9,
+        va="top", ha="right" if is_left else "left", xytext=(-5 if is_left else 5, 0),
+        textcoords="offset points", color=_MUTED if name == "given" else color, fontweight="bold",
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
 

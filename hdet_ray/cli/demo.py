@@ -31,7 +31,7 @@ from hdet_ray.cli.verdict import Verdict
 from hdet_ray.train.trainer import HDETTrainer
 
 TUNED_RATE = 0.02
-"""The best max_lr of a sweep of half decades for this model and length."""
+"""The best of nine max_lr from 2e-3 to 6e-2, by mean validation loss of three seeds at 1,500 steps."""
 WRONG_BY = 30.0
 
 
@@ -146,9 +146,7 @@ def _train(trainer: HDETTrainer, arms: Sequence[Arm], console: Console) -> list[
 def _verdict(auto: History, losses: Mapping[str, Mapping[str, Any]]) -> Verdict:
     state = auto.state
     search = state.search
-    found = (
-        None if search is None or search.result is None else state.config.max_lr[0] * math.exp(search.result)
-    )
+    result = None if search is None else search.result
     points = search.points if search is not None else ()
     return Verdict(
         given_rate=state.config.max_lr[0],
@@ -156,7 +154,7 @@ def _verdict(auto: History, losses: Mapping[str, Mapping[str, Any]]) -> Verdict:
         plain_loss=losses["plain"]["test_loss"],
         auto_loss=losses["auto"]["test_loss"],
         tuned_loss=losses["tuned"]["test_loss"],
-        found_rate=found,
+        found_rate=None if result is None else state.config.max_lr[0] * math.exp(result),
         search_steps=state.search_steps,
         total_steps=state.config.total_steps,
         candidates=len(points),

@@ -13,7 +13,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from hdet_ray import HDETOneCycleLR, LocalControl
 from hdet_ray.workloads.byte_lm import Settings, Task, evaluate
@@ -26,7 +26,7 @@ def train_arms(config: dict[str, Any]) -> list[dict[str, Any]]:
         config: ``{"arms": [{"settings": …, "ledger": path}, …]}``.
 
     Returns:
-        One dict an arm: ``test_loss`` and ``val_loss`` (nats per byte; None where not finite) and ``train_s``.
+        One dict an arm: ``test_loss`` and ``val_loss`` (nats per byte; None where not finite), ``train_s``.
     """
     return [_train(Settings.from_config(arm["settings"]), arm["ledger"]) for arm in config["arms"]]
 
@@ -40,7 +40,7 @@ def _train(settings: Settings, ledger: str) -> dict[str, Any]:
 
     def probe(k: int) -> Tensor:
         contexts, targets = task.probe_batch(k)
-        return F.cross_entropy(network(contexts), targets)
+        return cross_entropy(network(contexts), targets)
 
     scheduler = HDETOneCycleLR(
         optimizer,
@@ -57,7 +57,7 @@ def _train(settings: Settings, ledger: str) -> dict[str, Any]:
     for step in range(settings.total_steps):
         contexts, targets = task.batch(step, rank)
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(contexts), targets)
+        loss = cross_entropy(model(contexts), targets)
         loss.backward()
         optimizer.step()
         scheduler.step(loss)

@@ -55,6 +55,12 @@ class Round:
             return team < len(tried) and tried[team].is_dead
         return replica in self.verdict.unhealthy
 
+    @property
+    def live_losses(self) -> list[float]:
+        """Mean training losses of the replicas that were not left out and did not die."""
+        losses = [r.loss for i, r in enumerate(self.report.replicas) if not self.is_dead(i)]
+        return [loss for loss in losses if math.isfinite(loss)]
+
 
 class History:
     """The rounds of a run, in order, from the initial state on.
@@ -94,7 +100,7 @@ class History:
         place = item.round - self.initial.round
         if not 0 <= place <= len(self.rounds):
             due = self.initial.round + len(self.rounds)
-            raise LedgerError(f"round {item.round} follows round {due - 1}: round {due} is missing")
+            raise LedgerError(f"round {item.round} stands where round {due} is due: a line is missing")
         del self.rounds[place:]
         state, report = self.state, item.report
         plan = plan_for(state, len(report.replicas))

@@ -139,7 +139,9 @@ class RunTable:
         eta = "" if is_over else f"   ETA {duration_text(self.eta_s)}"
         base = newest.upcoming.base.get((RATE, 0)) if newest else None
         peak = newest.upcoming.peak.get((RATE, 0)) if newest else state.config.max_lr[0]
-        rate = f"   base rate {rate_text(base)}, peak {rate_text(peak)} (started from {rate_text(state.config.max_lr[0])})"
+        given = rate_text(state.config.max_lr[0])
+        now = "" if is_over else f"base rate {rate_text(base)}, "
+        rate = f"   {now}peak {rate_text(peak)} (given: {given})"
         bar = Table.grid()
         bar.add_row(where, ProgressBar(total=total, completed=state.step, width=24), Text(eta))
         return Group(bar, Text(rate, style="dim"))
@@ -248,7 +250,7 @@ def _replicas_table(done: Round) -> Table:
 def _points_table(search: Search, max_lr: float) -> Table:
     """What was tried, by rising rate: losses on the scouts' and on the pairs' probe samples."""
     title = f"search: {_finding(search, max_lr)}"
-    table = Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1))
+    table = _bare_table(title)
     for name in ("rate", "scout", "pairs", ""):
         table.add_column(name, justify="right", header_style="dim")
     pooled = {phase: {p.c: p for p in pool(search.points, phase)} for phase in ("scout", "pairs")}
@@ -263,6 +265,10 @@ def _points_table(search: Search, max_lr: float) -> Table:
             style="bold green" if is_best else "",
         )
     return table
+
+
+def _bare_table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1))
 
 
 def _around(rates: list[float], best: float) -> list[float]:

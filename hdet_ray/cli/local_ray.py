@@ -26,10 +26,11 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.train import Result
 
 from hdet_ray.exceptions import HDETError
 
+_SHORT_FOLDER = "/tmp"
+"""Not the user's TMPDIR: that one may be long."""
 _POLL_S = 0.2
 _EXIT_TERMINATED = 143
 
@@ -43,39 +44,44 @@ def local_ray(num_workers: int) -> Iterator[Path]:
     Yields:
         Ray's folder, for whatever else is to be gone afterwards.
     """
-    folder = Path(tempfile.mkdtemp(prefix="hdet-"))
-    with _terminating_cleanly():
-        try:
-            ray.init(
-                address="local",
-                num_cpus=num_workers + 1,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-            )
-            yield folder
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="hdet-", dir=_SHORT_FOLDER))
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_workers + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+        signal.signal(signal.SIGTERM, _leave)  # Ray has put its own there, which aborts.
+        yield folder
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
-def fit(trainer: Any, while_running: Callable[[], None]) -> Result:
+def fit(trainer: Any, while_running: Callable[[], None]) -> Any:
     """Run a trainer to its end.
 
     Args:
         trainer: A Ray trainer.
         while_running: Called a few times a second, and once after the end.
 
+    Returns:
+        Ray's ``Result``.
+
     Raises:
         HDETError: a worker raised it; as it was raised there.
     """
-    outcome: list[Result | BaseException] = []
+    outcome: list[Any] = []
 
     def run() -> None:
         try:
             outcome.append(trainer.fit())
-        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that waits
+        except BaseException as error:  # raised again below, in the thread that waits
             outcome.append(error)
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
@@ -105,15 +111,6 @@ def _own_error(error: BaseException) -> HDETError | None:
     return None
 
 
-@contextmanager
-def _terminating_cleanly() -> Iterator[None]:
-    """SIGTERM ends the block as an exception does; by itself Python would end without cleaning up."""
-
-    def leave(_: int, __: FrameType | None) -> None:
-        sys.exit(_EXIT_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _leave(_: int, __: FrameType | None) -> None:
+    """SIGTERM unwinds as an exception does; by itself Python would end without cleaning up."""
+    sys.exit(_EXIT_TERMINATED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -23,7 +22,7 @@ EXIT_INTERRUPTED = 130
 class _Commands(TyperGroup):
     """Turns the library's own errors into one line on stderr."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except HDETError as error:
@@ -37,7 +36,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Training runs that find their own max_lr: replicas try rates in the first few per cent, then train.",
+    help="Training runs whose replicas find max_lr in the first few per cent, then train.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,8 +49,8 @@ LedgerFile = Annotated[
 
 @app.command()
 def demo(
-    steps: Annotated[int, typer.Option(help="Optimizer steps of each of the three runs.")] = 900,
-    replicas: Annotated[int, typer.Option(min=1, help="Replicas, one process each.")] = 4,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of each of the three runs.")] = 1500,
+    replicas: Annotated[int, typer.Option(min=2, help="Replicas, one process each.")] = 4,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of what the demo writes.")] = Path(
         "runs/demo"
     ),

@@ -69,7 +69,7 @@ def _as_text(ledger: Ledger, outcome: Replay) -> str:
         return f"{outcome.rounds} rounds replayed: every plan follows from its report, bit for bit."
     return "\n".join(
         [
-            f"departs at round {departure.round}, after {outcome.rounds} of {len(ledger.items)} rounds replayed",
+            f"departs at round {departure.round}: {outcome.rounds} of {len(ledger.items)} rounds hold",
             *_difference(departure),
         ]
     )

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-import plotly.offline
+import plotly.offline  # type: ignore[import-untyped]  # it carries no types
 
 import hdet_ray
 from hdet_ray.cli.charts_plotly import Panel, panels_of
@@ -93,7 +93,8 @@ def _reference(text: str) -> Reference:
     name, separator, path = text.partition("=")
     if not separator or not Path(path).is_file():
         raise ConfigError(
-            f"--reference {text!r} is no NAME=LEDGER with a ledger that exists; write it as tuned=runs/demo/tuned.jsonl"
+            f"--reference {text!r} is no NAME=LEDGER with a ledger that exists; "
+            "write it like tuned=runs/demo/tuned.jsonl"
         )
     return Reference(label=name, history=History.of(read_ledger_file(Path(path))))
 
@@ -122,10 +123,9 @@ def _fact(name: str, value: str) -> str:
 
 def _panel(panel: Panel) -> str:
     kind = "panel wide" if panel.is_wide else "panel"
-    return (
-        f'<section class="{kind}"><h2>{html.escape(panel.title)}</h2><p>{html.escape(panel.note)}</p>'
-        f'<div class=chart id="{html.escape(panel.name)}" role=img aria-label="{html.escape(panel.title)}"></div></section>'
-    )
+    title, note, name = (html.escape(text) for text in (panel.title, panel.note, panel.name))
+    chart = f'<div class=chart id="{name}" role=img aria-label="{title}"></div>'
+    return f'<section class="{kind}"><h2>{title}</h2><p>{note}</p>{chart}</section>'
 
 
 def _listed(rounds: Sequence[Round]) -> Sequence[Round]:

@@ -18,6 +18,8 @@ from hdet_ray.cli.history import History, Round
 from hdet_ray.core.plan import RATE, Phase, centre_rate, value_at
 from hdet_ray.core.search import Point, Search, pool
 
+TrialPhase = Literal["scout", "pairs"]
+
 _MAX_STEPS_DRAWN = 4000
 _PARABOLA_POINTS = 41
 
@@ -45,7 +47,7 @@ class Trial:
     """One candidate of the search."""
 
     round: int
-    phase: Literal["scout", "pairs"]
+    phase: TrialPhase
     rate: float
     loss: float | None
     """Its probe loss; None where that was not finite."""
@@ -57,7 +59,7 @@ class SearchSeries:
     """What the search tried and concluded."""
 
     trials: tuple[Trial, ...]
-    parabolas: tuple[tuple[Literal["scout", "pairs"], Curve], ...]
+    parabolas: tuple[tuple[TrialPhase, Curve], ...]
     """Through the best point of a phase and its two neighbours, where all three lived."""
     started_from: float
     result: float | None
@@ -208,8 +210,8 @@ def _search(history: History) -> SearchSeries | None:
     )
 
 
-def _parabolas(search: Search, max_lr: float) -> Iterator[tuple[Literal["scout", "pairs"], Curve]]:
-    phases: tuple[Literal["scout", "pairs"], ...] = ("scout", "pairs")
+def _parabolas(search: Search, max_lr: float) -> Iterator[tuple[TrialPhase, Curve]]:
+    phases: tuple[TrialPhase, ...] = ("scout", "pairs")
     for phase in phases:
         pooled = pool(search.points, phase)
         live = [(p.loss, i) for i, p in enumerate(pooled) if p.loss is not None and not p.is_dead]
@@ -254,7 +256,7 @@ def _losses(history: History) -> tuple[Curve, ...]:
 def _mean_loss(reference: Reference) -> Curve:
     steps, losses = [], []
     for done in reference.history.rounds:
-        live = _live_losses(done)
+        live = done.live_losses
         steps.append(done.end_step)
         losses.append(statistics.fmean(live) if live else None)
     return Curve(label=reference.label, x=tuple(steps), y=tuple(losses))
@@ -264,13 +266,8 @@ def _spread(rounds: Sequence[Round]) -> Curve | None:
     shared = [r for r in rounds if r.plan.num_replicas > 1]
     if not shared:
         return None
-    spreads = [max(live) - min(live) if len(live := _live_losses(r)) > 1 else None for r in shared]
+    spreads = [max(live) - min(live) if len(live := r.live_losses) > 1 else None for r in shared]
     return Curve(label="highest − lowest", x=tuple(r.end_step for r in shared), y=tuple(spreads))
-
-
-def _live_losses(done: Round) -> list[float]:
-    losses = [r.loss for i, r in enumerate(done.report.replicas) if not done.is_dead(i)]
-    return [loss for loss in losses if math.isfinite(loss)]
 
 
 def _explored(rounds: Sequence[Round]) -> tuple[Curve, ...]:

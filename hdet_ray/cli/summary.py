@@ -33,7 +33,7 @@ def facts_of(history: History) -> tuple[Fact, ...]:
             facts.append(("max_lr found", rate_text(config.max_lr[0] * math.exp(search.result))))
         facts.append((f"search ({share:.1%} of the run)", f"{state.search_steps} steps"))
     if history.rounds:
-        losses = [r.loss for r in history.rounds[-1].report.replicas if math.isfinite(r.loss)]
+        losses = history.rounds[-1].live_losses
         facts.append(("last training loss", loss_text(sum(losses) / len(losses) if losses else math.nan)))
     return tuple(facts)
 

@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def behind_tuned(self) -> float | None:
-        """How much higher the searching run's test loss is than the tuned one's, relative; negative: lower."""
+        """How far the searching run's test loss lies above the tuned one's, relative; negative: below."""
         if self.auto_loss is None or self.tuned_loss is None or self.tuned_loss <= 0:
             return None
         return self.auto_loss / self.tuned_loss - 1
@@ -47,15 +47,12 @@ class Verdict:
         """The verdict in words."""
         off = self.tuned_rate / self.given_rate
         side = f"{_times(off)} too low" if off > 1 else f"{_times(1 / off)} too high"
-        return " ".join(
-            [
-                f"All three runs have {self.total_steps} steps. From max_lr {rate_text(self.given_rate)}, {side}, plain "
-                f"one-cycle ended at a test loss of {_loss(self.plain_loss)}.",
-                self._what_the_search_did(),
-                f"One-cycle at a well-tuned {rate_text(self.tuned_rate)}, with no search to pay for, ended at "
-                f"{_loss(self.tuned_loss)}.",
-                self._comparison(),
-            ]
+        given, tuned = rate_text(self.given_rate), rate_text(self.tuned_rate)
+        return (
+            f"All three runs have {self.total_steps} steps. From max_lr {given}, {side}, plain one-cycle "
+            f"ended at a test loss of {_loss(self.plain_loss)}. {self._what_the_search_did()} One-cycle at a "
+            f"well-tuned {tuned}, with no search to pay for, ended at {_loss(self.tuned_loss)}. "
+            f"{self._comparison()}"
         )
 
     def _what_the_search_did(self) -> str:
@@ -64,10 +61,11 @@ class Verdict:
         factor = self.found_rate / self.given_rate
         move = f"{_times(factor)} higher" if factor >= 1 else f"{_times(1 / factor)} lower"
         suspect = " The search itself calls that result suspect." if self.is_suspect else ""
+        share = self.search_steps / self.total_steps
         return (
-            f"From the same start, the replicas tried {self.candidates} candidates ({self.dead} of them died) in the first "
-            f"{self.search_steps} steps ({self.search_steps / self.total_steps:.0%} of the run), found {rate_text(self.found_rate)}, "
-            f"{move}, and the run ended at {_loss(self.auto_loss)}.{suspect}"
+            f"From the same start, the replicas tried {self.candidates} candidates ({self.dead} of them "
+            f"died) in the first {self.search_steps} steps ({share:.0%} of the run), found "
+            f"{rate_text(self.found_rate)}, {move}, and the run ended at {_loss(self.auto_loss)}.{suspect}"
         )
 
     def _comparison(self) -> str:
@@ -82,7 +80,9 @@ class Verdict:
         if self.plain_loss is None:
             return f"The search ended {place}, where plain one-cycle's loss is not finite."
         if closed is None:
-            return f"The given rate was no worse than the tuned one here, so there was no gap to close; the search ended {place}."
+            return (
+                f"The given rate was no worse than the tuned one: no gap to close. The search ended {place}."
+            )
         if closed <= 0:
             return f"The search did not help: it ended above plain one-cycle from the same rate, {place}."
         return f"The search closed {closed:.0%} of the gap and ended {place}."

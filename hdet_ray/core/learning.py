@@ -65,8 +65,8 @@ def learn_from_trial(state: ScheduleState, tried: Trial, plan: Plan, report: Rou
     search, settings = state.search, state.config.controller
     if search is None or not isinstance(settings, Auto):
         raise TypeError("a search round needs a search")
-    if search.untrained_loss is None and report.untrained_loss is not None:
-        search = replace(search, untrained_loss=report.untrained_loss)
+    if search.untrained is None and report.untrained_loss is not None:
+        search = search.with_untrained(report.untrained_loss)
     scores = team_scores(tried, [_score(r, has_probe=plan.probe is not None) for r in report.replicas])
     search = absorb(search, settings, tried, scores, plan.round)
     state = replace(
@@ -105,7 +105,8 @@ def _search_notes(state: ScheduleState, search: Search) -> tuple[str, ...]:
 
 
 def _dead_search(state: ScheduleState, search: Search) -> str:
-    untrained = "unknown" if search.untrained_loss is None else f"{search.untrained_loss:.4g}"
+    measured = search.pair_untrained_loss if search.pairs else search.untrained_loss
+    untrained = "unknown" if measured is None else f"{measured:.4g}"
     rows = [
         f"  max_lr = {_rate(state, p.c):.4g}: {'not finite' if p.loss is None else f'{p.loss:.4g}'}"
         for phase in ("scout", "pairs")

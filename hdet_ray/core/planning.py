@@ -72,9 +72,9 @@ def _search_plan(state: ScheduleState, num_replicas: int) -> Plan:
         values=spread | still,
         end="put_back",
         probe=_search_probe(config, settings, is_scout=is_scout),
-        untrained_probe=_search_probe(config, settings, is_scout=True)
-        if search.untrained_loss is None
-        else None,
+        untrained_probe=None
+        if search.untrained is not None
+        else _search_probe(config, settings, is_scout=is_scout),
         cycle=config.cycle,
         overrides=_overrides_in_force(state),
         notes=state.notes,

@@ -56,9 +56,23 @@ class Search:
     pair: tuple[float, ...] = ()
     """The two candidates of the next pair."""
     untrained_loss: float | None = None
+    """Loss of the untrained weights on the scouts' samples."""
+    pair_untrained_loss: float | None = None
+    """The same on the pairs' samples."""
     points: tuple[Point, ...] = ()
     result: float | None = None
     """The c that was found; ``None`` while searching, and where no candidate lived."""
+
+    @property
+    def untrained(self) -> float | None:
+        """The untrained weights' loss on the samples of the stage that is going on, once it was measured."""
+        return self.untrained_loss if self.stage == "scout" else self.pair_untrained_loss
+
+    def with_untrained(self, loss: float) -> Search:
+        """The search with the untrained weights measured on this stage's samples."""
+        if self.stage == "scout":
+            return replace(self, untrained_loss=loss)
+        return replace(self, pair_untrained_loss=loss)
 
     @property
     def best(self) -> float:
@@ -178,7 +192,7 @@ def _scout_trial(search: Search, settings: Auto, num_replicas: int) -> Trial:
 def _judged(
     search: Search, candidates: Sequence[float], scores: Sequence[float], round: int
 ) -> tuple[Point, ...]:
-    untrained = search.untrained_loss
+    untrained = search.untrained
     lowest_nonfinite = min(
         (c for c, s in zip(candidates, scores, strict=True) if not math.isfinite(s)), default=math.inf
     )

@@ -1,8 +1,9 @@
 """Averaging: one all-reduce per bucket, at converge only.
 
-Tensors are laid out in flat buckets once; between rounds nothing here runs. While one bucket is on its way
-the next is being filled, so at most two are alive. A replica's weight is 0 when its health verdict left it
-out of the round: it sends zeros, whatever its tensors hold, and takes the mean of the others.
+Large tensors are reduced where they lie, the others in flat buckets, laid out once; between rounds nothing
+here runs. While one bucket is on its way the next is being filled, so at most two are alive. A replica's
+weight is 0 when its health verdict left it out of the round: it sends zeros, whatever its tensors hold, and
+takes the mean of the others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hdet_ray.optim.buckets import Bucket, Staging, backends_of, exchange_device
 BUCKET_BYTES = 25 * 2**20
 """Bytes of a flat bucket: large enough to hide an all-reduce's latency, small next to a model."""
 
-MAX_IN_FLIGHT = 2
+MAX_STAGED = 2
 """One bucket on its way and one being filled or emptied: the bound of the memory that an average takes."""
 
 
@@ -96,7 +97,8 @@ class Averager:
     Args:
         tensors: What to average; floating ones get the mean, others the first included rank's value.
         group: The ranks that average; None for the default group.
-        bucket_bytes: Size of a bucket. A contiguous tensor that fills one alone is reduced where it lies.
+        bucket_bytes: Size of a bucket. A contiguous tensor of 4 MiB, or of a bucket's size, is reduced where
+            it lies.
         source_tensors: Tensors that take the first included rank's value instead of a mean although they are
             floating: the optimizer's step counts.
     """
@@ -144,7 +146,7 @@ class Averager:
             )
         in_flight: deque[_Transfer] = deque()
         for bucket in self._buckets:
-            if len(in_flight) == MAX_IN_FLIGHT:
+            while not bucket.is_in_place and sum(t.is_staged for t in in_flight) == MAX_STAGED:
                 in_flight.popleft().land()
             in_flight.append(_Transfer(bucket, self._staging.flat_for(bucket), weights, self._group))
         while in_flight:
@@ -162,6 +164,11 @@ class _Transfer:
         self._flat = flat
         self._divisor = 1.0
         self._work = self._start_mean(weights, group) if bucket.is_mean else self._start_copy(weights, group)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether it holds staging memory until it has landed."""
+        return not self._bucket.is_in_place
 
     def land(self) -> None:
         """Wait for the result and put it where it belongs."""
@@ -236,4 +243,5 @@ def _first_difference(tensors: Sequence[Tensor], group: dist.ProcessGroup | None
 
 
 def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    dtype, layout = (str(name).removeprefix("torch.") for name in (tensor.dtype, tensor.layout))
+    return f"{dtype}{list(tensor.shape)}" + ("" if layout == "strided" else f" ({layout})")

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from hdet_ray.exceptions import ConfigError
 
+ALONE_BYTES = 4 * 2**20
+"""From this size on a tensor travels alone: two copies would cost more than one more collective does."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Bucket:
@@ -99,29 +102,32 @@ def is_averaged(tensor: Tensor) -> bool:
 def lay_out(
     tensors: Iterable[Tensor], bucket_bytes: int, group: dist.ProcessGroup | None, *, is_mean: bool
 ) -> list[Bucket]:
-    """Fill buckets in the tensors' order, one open bucket per dtype and device.
+    """Fill buckets in the tensors' order, one open bucket per dtype and device; large tensors travel alone.
 
-    A tensor of at least ``bucket_bytes`` gets a bucket of its own; others share buckets of at most that size.
+    The large ones come first: they need no filling, so that the rest is filled while they are on their way.
+    What is large depends on sizes alone and not on strides, so all ranks lay out alike.
 
     Raises:
         ConfigError: A tensor is sparse.
     """
-    buckets: list[Bucket] = []
+    alone: list[Bucket] = []
+    shared: list[Bucket] = []
     members: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     filled_bytes: dict[tuple[torch.dtype, torch.device], int] = defaultdict(int)
     for tensor in _real_and_distinct(tensors):
         key = (_flat_dtype(tensor, is_mean), exchange_device(tensor.device, group))
         num_bytes = tensor.numel() * key[0].itemsize
-        if num_bytes >= bucket_bytes:
-            buckets.append(_bucket([tensor], *key, bucket_bytes, is_mean))
+        if num_bytes >= min(ALONE_BYTES, bucket_bytes):
+            is_own_flat = tensor.is_contiguous() and (tensor.dtype, tensor.device) == key
+            alone.append(_bucket([tensor], key, is_mean=is_mean, is_in_place=is_own_flat))
             continue
         if filled_bytes[key] + num_bytes > bucket_bytes:
-            buckets.append(_bucket(members.pop(key), *key, bucket_bytes, is_mean))
+            shared.append(_bucket(members.pop(key), key, is_mean=is_mean, is_in_place=False))
             filled_bytes[key] = 0
         members[key].append(tensor)
         filled_bytes[key] += num_bytes
-    buckets += [_bucket(rest, *key, bucket_bytes, is_mean) for key, rest in members.items()]
-    return buckets
+    rest = (_bucket(open_, key, is_mean=is_mean, is_in_place=False) for key, open_ in members.items())
+    return [*alone, *shared, *rest]
 
 
 def exchange_device(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:
@@ -146,15 +152,9 @@ def backends_of(group: dist.ProcessGroup | None) -> dict[str, str]:
 
 
 def _bucket(
-    members: Sequence[Tensor], dtype: torch.dtype, device: torch.device, bucket_bytes: int, is_mean: bool
+    members: Sequence[Tensor], key: tuple[torch.dtype, torch.device], *, is_mean: bool, is_in_place: bool
 ) -> Bucket:
-    alone = members[0] if len(members) == 1 else None
-    is_in_place = (
-        alone is not None
-        and alone.numel() * dtype.itemsize >= bucket_bytes
-        and alone.is_contiguous()
-        and (alone.dtype, alone.device) == (dtype, device)
-    )
+    dtype, device = key
     return Bucket(
         tensors=tuple(members), dtype=dtype, device=device, is_mean=is_mean, is_in_place=is_in_place
     )

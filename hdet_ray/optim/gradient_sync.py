@@ -32,8 +32,9 @@ class TeamSync:
         self._model = _require_ddp(model)
         self._group: dist.ProcessGroup | None = self._model.process_group
         self._size: int = self._model.process_group.size()
-        self._syncs_buffers = bool(getattr(self._model, _buffer_switch(self._model)))
+        self._syncs_buffers = bool(getattr(self._model, buffer_switch(self._model)))
         self._nonfinite: dict[torch.device, Tensor] = {}
+        self._clean_buckets: dict[torch.device, Tensor] = {}
         _register(self._model, self)
 
     def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
@@ -50,14 +51,21 @@ class TeamSync:
         """
         self._group = group if size > 1 else None
         self._size = size
-        setattr(self._model, _buffer_switch(self._model), self._syncs_buffers and is_whole_world)
+        setattr(self._model, buffer_switch(self._model), self._syncs_buffers and is_whole_world)
 
-    def had_nonfinite(self) -> bool:
-        """Whether a gradient of this rank's own was not finite since the last call; one host-device sync."""
-        found = any(bool(flag) for flag in self._nonfinite.values())
-        for flag in self._nonfinite.values():
-            flag.zero_()
-        return found
+    def first_nonfinite(self) -> int | None:
+        """How many buckets of this rank's own gradients were finite before its first that was not; and forget it.
+
+        One host-device sync a device. A shared gradient spoils everyone's weights, and with them all later
+        gradients: the rank with the smallest number is the one that brought it.
+
+        Returns:
+            The number since the last call, None if all were finite.
+        """
+        found = [int(self._clean_buckets[d]) for d, flag in self._nonfinite.items() if bool(flag)]
+        for tensor in (*self._nonfinite.values(), *self._clean_buckets.values()):
+            tensor.zero_()
+        return min(found, default=None)
 
     def start(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
         """Begin averaging a bucket, a flat tensor of this rank's gradients; the future holds the mean."""
@@ -74,12 +82,13 @@ class TeamSync:
         # One NaN or infinity makes the sum one too. Narrow floats are summed in 32 bits, where finite ones
         # don't overflow. The flag stays on the device: nothing waits for it before the boundary.
         total = gradients.sum(dtype=torch.float32 if gradients.dtype.itemsize < 4 else None)
-        is_nonfinite = torch.isfinite(total).logical_not_()
-        flag = self._nonfinite.get(gradients.device)
-        if flag is None:
-            self._nonfinite[gradients.device] = is_nonfinite
-        else:
-            flag.logical_or_(is_nonfinite)
+        device = gradients.device
+        if device not in self._nonfinite:
+            self._nonfinite[device] = torch.zeros((), dtype=torch.bool, device=device)
+            self._clean_buckets[device] = torch.zeros((), dtype=torch.int64, device=device)
+        flag = self._nonfinite[device]
+        flag.logical_or_(torch.isfinite(total).logical_not_())
+        self._clean_buckets[device].add_(flag.logical_not())
 
 
 def team_hook(
@@ -90,10 +99,22 @@ def team_hook(
     return state.start(bucket.buffer())
 
 
-def _require_ddp(model: nn.Module) -> DistributedDataParallel:
+def buffer_switch(model: DistributedDataParallel) -> str:
+    """The attribute that turns DDP's broadcast of buffers on and off; torch 2.13 renamed it."""
+    return "forward_sync_buffers" if hasattr(model, "forward_sync_buffers") else "broadcast_buffers"
+
+
+def ddp_of(model: nn.Module | None) -> DistributedDataParallel | None:
+    """The DDP module that this is, or that ``torch.compile`` made it of."""
     module = getattr(model, "_orig_mod", model)  # torch.compile(ddp) keeps the original there.
-    if isinstance(module, DistributedDataParallel):
-        return module
+    return module if isinstance(module, DistributedDataParallel) else None
+
+
+def _require_ddp(model: nn.Module) -> DistributedDataParallel:
+    found = ddp_of(model)
+    if found is not None:
+        return found
+    module = getattr(model, "_orig_mod", model)
     if isinstance(getattr(module, "module", None), DistributedDataParallel):
         remedy = "pass the DistributedDataParallel module that it wraps"
     elif any(base.__name__ in ("FSDPModule", "FullyShardedDataParallel") for base in type(module).__mro__):
@@ -120,11 +141,6 @@ def _register(model: DistributedDataParallel, sync: TeamSync) -> None:
         if "once" not in str(error):
             raise
         raise ConfigError(f"model already has a communication hook of torch's own; {remedy}") from error
-
-
-def _buffer_switch(model: DistributedDataParallel) -> str:
-    """The attribute that turns DDP's broadcast of buffers on and off; torch 2.13 renamed it."""
-    return "forward_sync_buffers" if hasattr(model, "forward_sync_buffers") else "broadcast_buffers"
 
 
 def _completed(value: Tensor) -> torch.futures.Future[Tensor]:

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hdet_ray.exceptions import ConfigError, ProbeError
+from hdet_ray.optim.gradient_sync import buffer_switch
 
 
 class Probe:
@@ -54,7 +56,12 @@ class Probe:
                 f"first={first}, count={count} names no probe batches; use first >= 0, count >= 1"
             )
         before = _Fingerprint.of(self._module)
-        with _eval_mode(self._module), _forked_random_state(self._module), torch.no_grad():
+        with (
+            _eval_mode(self._module),
+            _silent_ddp(self._module),
+            _forked_random_state(self._module),
+            torch.no_grad(),
+        ):
             losses = [self._call(k) for k in range(first, first + count)]
             # Read only now: one wait for the device, not one for each call.
             total = sum(float(loss) for loss in losses)
@@ -64,6 +71,22 @@ class Probe:
                 f"buffers, or work on a copy of the module"
             )
         return total / count
+
+    def rehearse_backward(self) -> None:
+        """Run one backward pass through the probe and leave no trace but the order of DDP's buckets; collective.
+
+        DDP lays its buckets out anew after its first backward pass, and with three ranks or more another layout
+        sums in another order. A resumed run rehearses that first pass here, so that its first step sums as
+        the unbroken run's did. A probe that is not differentiable is left alone.
+        """
+        gradients = [parameter.grad for parameter in self._module.parameters()]
+        with _eval_mode(self._module), _silent_ddp(self._module), _forked_random_state(self._module):
+            with torch.enable_grad():
+                loss = self._call(0)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                loss.backward()
+        for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
+            parameter.grad = gradient
 
     def _call(self, k: int) -> Any:
         _seed_all(self._module, self._seed, k)
@@ -136,6 +159,23 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, is_training in flags:
             submodule.training = is_training
+
+
+@contextlib.contextmanager
+def _silent_ddp(module: nn.Module) -> Iterator[None]:
+    """Keep DDP from broadcasting buffers in a probe, and from taking it for a training forward pass."""
+    wrappers = [layer for layer in module.modules() if isinstance(layer, DistributedDataParallel)]
+    before = [
+        (layer, getattr(layer, buffer_switch(layer)), layer.require_forward_param_sync) for layer in wrappers
+    ]
+    for layer in wrappers:
+        setattr(layer, buffer_switch(layer), False)
+    try:
+        yield
+    finally:
+        for layer, syncs_buffers, is_due in before:
+            setattr(layer, buffer_switch(layer), syncs_buffers)
+            layer.require_forward_param_sync = is_due
 
 
 @contextlib.contextmanager

@@ -86,6 +86,7 @@ class Rounds:
         self._hyperparameters = hyperparameters
         self._clock = clock
         self._is_open = False
+        self._is_early_snapshot = False
         self._untrained: _Measured | None = None
         self._round_began_s = clock()
         self.state, self.plan = start(config, collective.num_replicas, first_step=first_step)
@@ -98,7 +99,16 @@ class Rounds:
         self.plan = plan_for(state, self.collective.num_replicas)
         self._is_open = False
         self.weights.forget_snapshot()
+        if self._probe is not None and self._sync is not None and state.calls > 0:
+            self._probe.rehearse_backward()
         self._enter_plan()
+
+    def before_forward(self) -> None:
+        """Remember the weights before the first training forward pass: it moves BatchNorm's buffers, on each
+        rank its own way, and a put-back must give all ranks the same."""
+        if not self.weights.has_snapshot:
+            self.weights.take_snapshot()
+            self._is_early_snapshot = True
 
     def before_update(self, _optimizer: Optimizer | None = None, *_args: object) -> None:
         """Open an attempt before its first update: remember the weights, measure them untrained."""
@@ -106,10 +116,17 @@ class Rounds:
             return
         self._is_open = True
         self._round_began_s = self._clock()
-        if not self.weights.has_snapshot:
+        if self._is_early_snapshot and not self.weights.equal_snapshot():
+            self.weights.forget_snapshot()  # weights were loaded after the first forward pass
+        self._is_early_snapshot = False
+        if self.weights.has_snapshot:
+            # Restored in the middle of a search round: what it began with is in the snapshot.
+            with self.weights.lent():
+                self.weights.show_snapshot()
+                self._measure_untrained()
+        else:
             self.weights.take_snapshot()
-        if self.plan.untrained_probe is not None and self._untrained is None:
-            self._untrained = self._measure(self.plan.untrained_probe)
+            self._measure_untrained()
         if self.collective.rank == 0:
             self.control.resume(self.state)
 
@@ -160,6 +177,7 @@ class Rounds:
         self._exchange(report)
         self._enter_plan()
         self.weights.take_snapshot()
+        self._measure_untrained()
         self._round_began_s = self._clock()
         return BoundaryEvent(
             finished=finished,
@@ -200,6 +218,7 @@ class Rounds:
 
     def _gather_health(self, losses: Sequence[float] | None, num_skipped: int) -> list[HealthRow]:
         summary = None if losses is None else summarize(losses)
+        first_nonfinite = None if self._sync is None else self._sync.first_nonfinite()
         nan = math.nan
         row = HealthRow(
             has_loss=float(summary is not None),
@@ -210,7 +229,7 @@ class Rounds:
             noise=summary.noise if summary else nan,
             first=summary.first if summary else nan,
             is_finite=float(self.weights.is_finite()),
-            brought_nonfinite=float(self._sync is not None and self._sync.had_nonfinite()),
+            first_nonfinite=math.inf if first_nonfinite is None else float(first_nonfinite),
             skips=float(num_skipped),
             averaged_tensors=float(self.weights.num_averaged()),
         )
@@ -229,8 +248,9 @@ class Rounds:
         """Probe losses into the reports, and the untrained loss, where the plan asks for them."""
         plan = self.plan
         if plan.probe is None:
-            wants_untrained = plan.is_search and self.state.search is not None and self.state.search.untrained_loss is None
-            # Without a probe the first batch's loss is what the untrained weights had.
+            search = self.state.search
+            wants_untrained = plan.is_search and search is not None and search.untrained is None
+            # Without a probe the round's first batch tells what the untrained weights' loss was.
             return replicas, sum(r.first for r in rows) / len(rows) if wants_untrained else None
         measured = self._measure(plan.probe)
         untrained = self._untrained or _Measured()
@@ -245,6 +265,11 @@ class Rounds:
         if plan.untrained_probe is None:
             return replicas, None
         return replicas, sum(r.untrained for r in gathered) / len(gathered)
+
+    def _measure_untrained(self) -> None:
+        """Measure the weights that a stage of the search begins with, where the plan asks for it."""
+        if self.plan.untrained_probe is not None and self._untrained is None:
+            self._untrained = self._measure(self.plan.untrained_probe)
 
     def _measure(self, span: ProbeSpan) -> _Measured:
         """The probe's mean loss here; an error waits until all ranks can hear of it."""

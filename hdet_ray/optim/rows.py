@@ -21,7 +21,8 @@ class HealthRow:
     noise: float
     first: float
     is_finite: float
-    brought_nonfinite: float
+    first_nonfinite: float
+    """Buckets of gradients before this rank's first that was not finite; infinite if all were."""
     skips: float
     """Steps that this rank's optimizer skipped."""
     averaged_tensors: float
@@ -56,9 +57,14 @@ class ProbeRow:
 
 
 def replica_reports(rows: Sequence[HealthRow], ranks_per_replica: int) -> list[ReplicaReport]:
-    """Means over each replica's ranks; a replica is as healthy as its worst rank."""
+    """Means over each replica's ranks; a replica is as healthy as its worst rank.
+
+    Only who was first brought a gradient that is not finite: where it is shared, the others' follow from it.
+    """
+    earliest = min(r.first_nonfinite for r in rows)
     return [
-        _replica_report(rows[i : i + ranks_per_replica]) for i in range(0, len(rows), ranks_per_replica)
+        _replica_report(rows[i : i + ranks_per_replica], earliest)
+        for i in range(0, len(rows), ranks_per_replica)
     ]
 
 
@@ -67,7 +73,7 @@ def replica_means(values: Sequence[float], ranks_per_replica: int) -> list[float
     return [_mean(values[i : i + ranks_per_replica]) for i in range(0, len(values), ranks_per_replica)]
 
 
-def _replica_report(rows: Sequence[HealthRow]) -> ReplicaReport:
+def _replica_report(rows: Sequence[HealthRow], earliest: float) -> ReplicaReport:
     return ReplicaReport(
         loss=_mean([r.mean for r in rows]),
         tail_loss=_mean([r.tail for r in rows]),
@@ -76,7 +82,7 @@ def _replica_report(rows: Sequence[HealthRow]) -> ReplicaReport:
         noise=_mean([r.noise for r in rows]) / math.sqrt(len(rows)),
         is_finite=all(r.is_finite for r in rows),
         has_loss=all(r.has_loss for r in rows),
-        brought_nonfinite=any(r.brought_nonfinite for r in rows),
+        brought_nonfinite=any(r.first_nonfinite == earliest < math.inf for r in rows),
     )
 
 

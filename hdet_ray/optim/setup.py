@@ -25,7 +25,7 @@ from hdet_ray.core.state import Explored, ScheduleConfig
 from hdet_ray.exceptions import ConfigError, HDETError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control, LocalControl
-from hdet_ray.optim.gradient_sync import TeamSync
+from hdet_ray.optim.gradient_sync import TeamSync, ddp_of
 from hdet_ray.optim.hyperparameters import BoundHyperparameter, HyperparameterLike, resolve
 from hdet_ray.optim.mesh import current_session
 from hdet_ray.optim.noise import add_warm_noise
@@ -97,8 +97,8 @@ def assemble(arguments: RunArguments) -> Parts:
         raise TypeError("ranks agreed on an error that none had")
     config = prepared.config
     _check_equal(collective, a, config)
-    is_ddp = isinstance(a.model, DistributedDataParallel)
-    module = a.model.module if isinstance(a.model, DistributedDataParallel) else a.model
+    ddp = ddp_of(a.model)
+    module = a.model if ddp is None else ddp.module
     weights = Weights(
         a.optimizer,
         module,
@@ -113,8 +113,8 @@ def assemble(arguments: RunArguments) -> Parts:
         collective,
         a.control or LocalControl(),
         weights=weights,
-        sync=TeamSync(a.model) if is_ddp and collective.world_size > 1 else None,
-        probe=None if a.probe is None or module is None else Probe(a.probe, module, seed=a.seed),
+        sync=None if ddp is None or collective.world_size == 1 else _team_sync(ddp, config),
+        probe=None if a.probe is None or a.model is None else Probe(a.probe, a.model, seed=a.seed),
         hyperparameters=prepared.hyperparameters,
         first_step=a.first_step,
     )
@@ -125,6 +125,17 @@ def assemble(arguments: RunArguments) -> Parts:
         grad_scaler=a.grad_scaler,
         needs_loss=_needs_loss(config, collective.num_replicas, is_searching=rounds.state.is_searching),
     )
+
+
+def _team_sync(ddp: DistributedDataParallel, config: ScheduleConfig) -> TeamSync | None:
+    """Sync by teams; without it where the user's own communication hook shares gradients with all anyway."""
+    needs_teams = isinstance(config.controller, Auto) or config.controller.gradient_sync == "local"
+    try:
+        return TeamSync(ddp)
+    except ConfigError:
+        if needs_teams:
+            raise
+        return None
 
 
 def _try_prepare(a: RunArguments, collective: Collective) -> tuple[_Prepared | None, HDETError | None]:
@@ -176,7 +187,7 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
 
 
 def _check_model(a: RunArguments, controller: Controller, collective: Collective) -> None:
-    model, is_ddp = a.model, isinstance(a.model, DistributedDataParallel)
+    model, is_ddp = a.model, ddp_of(a.model) is not None
     if model is not None and any("FSDP" in kind.__name__ or "FullyShardedDataParallel" in kind.__name__ for kind in type(model).__mro__):
         raise ConfigError(
             f"model={type(model).__name__} is sharded; replicas of sharded ranks are not supported: wrap the model in "

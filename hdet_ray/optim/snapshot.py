@@ -76,6 +76,10 @@ class Snapshot:
             raise ConfigError("there is no snapshot to restore; call take() first")
         _copy_all(self._tensors, self._copies)
 
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """The first of the copies are equal to these tensors, one by one."""
+        return all(torch.equal(copied, t) for copied, t in zip(self._copies, tensors, strict=False))
+
     def extra_bytes(self) -> int:
         """Bytes that the copies take: parameters and buffers where they lie, optimizer state on the host."""
         copies = [*self._copies, *(tensor for _, tensor in _named_tensors(_plain(self._state)))]

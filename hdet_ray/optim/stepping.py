@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.plan import Plan
@@ -45,6 +46,8 @@ class ReplicaScheduler(LRScheduler):
         self._moved_in_round = 0
         self._skipped: list[int] = []
         self._step_count = 1
+        self._forward_watch: RemovableHandle | None = None
+        self._watch_first_forward()
 
     # ------------------------------------------------------------------ the loop's calls
 
@@ -67,6 +70,16 @@ class ReplicaScheduler(LRScheduler):
     def model(self) -> nn.Module | None:
         """The model as it was passed in."""
         return self._parts.model
+
+    @property
+    def grad_scaler(self) -> Any:
+        """The loop's GradScaler, where one was passed in."""
+        return self._parts.grad_scaler
+
+    @property
+    def averages_optimizer_state(self) -> bool:
+        """Replicas have the same optimizer state at a boundary."""
+        return self._rounds.weights.averages_optimizer_state
 
     @property
     def collective(self) -> Collective:
@@ -161,6 +174,7 @@ class ReplicaScheduler(LRScheduler):
         """
         state = _checked_state(state_dict, self.state)
         self._rounds.restore(state)
+        self._watch_first_forward()
         same_size = state_dict.get("num_replicas") == self.plan.num_replicas
         if not (state_dict["calls_in_round"] and same_size):
             if "snapshot" in state_dict:
@@ -217,6 +231,22 @@ class ReplicaScheduler(LRScheduler):
         self._is_boundary = False
         if not is_skip:
             self._set_values(self._moved_in_round)
+
+    def _watch_first_forward(self) -> None:
+        """Tell the rounds of an attempt's first training forward pass, and leave no hook on the model after it."""
+        if self._forward_watch is not None:
+            self._forward_watch.remove()
+        if self.model is None:
+            return
+        rounds = self._rounds
+
+        # A function, not a method: a deep copy of the model must not copy the scheduler.
+        def before_forward(module: nn.Module, _: Any) -> None:
+            if module.training:
+                rounds.before_forward()
+                watch.remove()
+
+        watch = self._forward_watch = self.model.register_forward_pre_hook(before_forward)
 
     def _end_round(self) -> None:
         if self.plan.num_steps == 0:

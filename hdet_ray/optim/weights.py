@@ -45,6 +45,11 @@ class Weights:
         self._has_snapshot = False
 
     @property
+    def averages_optimizer_state(self) -> bool:
+        """An average takes the optimizer's moments along; else each replica keeps its own."""
+        return self._averages_optimizer_state
+
+    @property
     def has_snapshot(self) -> bool:
         """A boundary's weights are at hand."""
         return self._has_snapshot
@@ -53,6 +58,11 @@ class Weights:
         """Remember this boundary, in place of the one before."""
         self._snapshot.take()
         self._has_snapshot = True
+
+    @torch.no_grad()
+    def equal_snapshot(self) -> bool:
+        """The parameters are those of the snapshot."""
+        return self._snapshot.holds(self.parameters)
 
     def restore_snapshot(self) -> None:
         """Go back to the newest boundary."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from hdet_ray.exceptions import ConfigError
 
-_MAD_TO_SIGMA = 1.4826
+_LOWER_QUARTILE = 0.3186
+"""Of the absolute value of a standard normal number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,9 @@ def _median(losses: Sequence[float]) -> float:
 
 
 def _noise(losses: Sequence[float]) -> float:
-    """From differences of neighbours, so that learning itself does not count as noise."""
-    steps = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False) if math.isfinite(b - a)]
-    return _MAD_TO_SIGMA * statistics.median(steps) / math.sqrt(2) if steps else 0.0
+    """From differences of neighbours, so that learning itself does not count as noise.
+
+    Their lower quartile, so that an explosion over half of the window does not count as noise either.
+    """
+    steps = sorted(abs(b - a) for a, b in zip(losses, losses[1:], strict=False) if math.isfinite(b - a))
+    return steps[len(steps) // 4] / (_LOWER_QUARTILE * math.sqrt(2)) if steps else 0.0

@@ -60,7 +60,8 @@ def attach(
         sampler: Its position is saved per rank (`ResumableSampler`, torchdata's StatefulDataLoader, …).
         checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1. While Ray
             is still busy with the one before, a checkpoint is left out.
-        extra: Further objects to save and restore by name, the same on every rank (a GradScaler, an EMA).
+        extra: Further objects to save and restore by name, the same on every rank (an EMA of weights). The
+            scheduler's ``grad_scaler`` is among them by itself.
 
     Returns:
         The step to start at: how often the loop has called ``scheduler.step`` before.
@@ -77,7 +78,8 @@ def attach(
             "attach() was called twice in this worker; a run has one schedule, so fit another run for another"
         )
     bridge.is_attached = True
-    attachment = _Attachment(scheduler, bridge, sampler, extra or {})
+    scaler = {} if scheduler.grad_scaler is None else {"grad_scaler": scheduler.grad_scaler}
+    attachment = _Attachment(scheduler, bridge, sampler, scaler | dict(extra or {}))
     attachment.open_ledger()
     attachment.resume()
     scheduler.on_boundary(attachment.after_boundary)
@@ -99,6 +101,8 @@ class _RankNote:
 
     rng: dict[str, Any]
     sampler: dict[str, Any] | None
+    optimizer: dict[str, Any] | None
+    """Its state, where replicas keep their own."""
     reports_checkpoints: bool
     is_behind: bool
 
@@ -122,10 +126,9 @@ class _Attachment:
         self._ledger: RunLedger | None = None
 
     def resume(self) -> None:
-        answer: _Found | HDETError | None = self._find() if self.collective.rank == 0 else None
-        found: _Found | HDETError = self.collective.broadcast_object(answer)
-        if isinstance(found, HDETError):
-            raise found
+        mine, problem = self._find() if self.collective.rank == 0 else (None, None)
+        self.collective.agree(problem)
+        found: _Found = self.collective.broadcast_object(mine)
         self.bridge.user_reports_checkpoints = found.has_user_files
         if found.ours is None:
             return
@@ -146,6 +149,9 @@ class _Attachment:
         note = _RankNote(
             rng=capture_rng(),
             sampler=None if self.sampler is None else self.sampler.state_dict(),
+            optimizer=None
+            if self.scheduler.averages_optimizer_state
+            else self.scheduler.optimizer.state_dict()["state"],
             reports_checkpoints=self.bridge.user_reports_checkpoints,
             is_behind=self.bridge.is_behind,
         )
@@ -166,23 +172,21 @@ class _Attachment:
     def open_ledger(self) -> None:
         """Let a local control write the run's ledger, unless it has one of the user's choice."""
         control = self.scheduler.control
-        has_storage, is_free = (
-            self.bridge.saves_checkpoints,
-            isinstance(control, LocalControl) and not control.ledger,
-        )
-        if self.collective.rank == 0 and has_storage and is_free:
+        if self.collective.rank != 0 or not self.bridge.saves_checkpoints:
+            return
+        if isinstance(control, LocalControl) and control.ledger is None:
             self._ledger = RunLedger(ray.train.get_context().get_storage())
             self._ledger.fetch()
             self.scheduler.control = LocalControl(ledger=self._ledger.path)
 
-    def _find(self) -> _Found | HDETError:
-        """Rank 0's answer for all, an error included: so that none waits for one that has given up."""
+    def _find(self) -> tuple[_Found | None, HDETError | None]:
+        """Rank 0 looks for all; what it can't take becomes every rank's error."""
+        if not self.bridge.saves_checkpoints:
+            return _NOTHING, None
         try:
-            return (
-                _find_newest(self.bridge.newest_checkpoint()) if self.bridge.saves_checkpoints else _NOTHING
-            )
+            return _find_newest(self.bridge.newest_checkpoint()), None
         except HDETError as error:
-            return error
+            return None, error
 
     def _restore(self, loaded: Loaded) -> None:
         scheduler, collective = self.scheduler, self.collective
@@ -192,6 +196,7 @@ class _Attachment:
         restore_rank(
             loaded,
             collective.rank,
+            scheduler.optimizer,
             world_size=collective.world_size,
             seed=scheduler.state.config.seed,
             sampler=self.sampler,
@@ -213,7 +218,7 @@ class _Attachment:
             model=_model_of(self.scheduler),
             optimizer=self.scheduler.optimizer,
             schedule=self.scheduler.state_dict(),
-            ranks=[{"rng": note.rng, "sampler": note.sampler} for note in notes],
+            ranks=[{"rng": n.rng, "sampler": n.sampler, "optimizer": n.optimizer} for n in notes],
             round=event.state.round,
             step=self.scheduler.iterations,
             extra={name: item.state_dict() for name, item in self.extra.items()},

@@ -8,7 +8,7 @@ reach draws its random state from ``(seed, rank)``. Nothing in the folder is sca
     optimizer.pt        the optimizer's state_dict
     schedule.json       the scheduler's state_dict
     schedule.pt         those of its entries that JSON would change (a base scheduler's), where there are any
-    ranks.pt            per rank: random state, sampler position
+    ranks.pt            per rank: random state, sampler position, and moments where replicas keep their own
     extra.pt            state_dicts of further objects (a GradScaler, an EMA), where there are any
     manifest.json       written last: version, round, step, sizes and digests, layout of the groups
 """
@@ -81,7 +81,8 @@ def save(
         model: The module, wrapped in DDP or compiled or neither; the bare module's names are saved.
         optimizer: Its whole state is saved.
         schedule: The scheduler's state_dict.
-        ranks: One dict a rank, in the order of ranks (``{"rng": …, "sampler": …}``).
+        ranks: One dict a rank, in the order of ranks: ``rng``, ``sampler`` (or None) and ``optimizer``,
+            the state of an optimizer whose moments differ between ranks (or None).
         round: The round that starts after this boundary.
         step: Calls of the scheduler's ``step`` so far.
         extra: State_dicts of further objects by name.
@@ -184,12 +185,21 @@ def restore(
     return loaded.schedule
 
 
-def restore_rank(loaded: Loaded, rank: int, *, world_size: int, seed: int, sampler: Any = None) -> None:
-    """Put back what is this rank's own: random state and sampler position. Call it last before training.
+def restore_rank(
+    loaded: Loaded,
+    rank: int,
+    optimizer: Optimizer,
+    *,
+    world_size: int,
+    seed: int,
+    sampler: Any = None,
+) -> None:
+    """Put back what is this rank's own: random state, sampler position, moments. Call it last.
 
     Args:
         loaded: A checkpoint of any world size.
         rank: This rank.
+        optimizer: Gets this rank's own state, where ranks had their own and are as many as then.
         world_size: Ranks now. Where it is not the saved one, every rank's sampler gets rank 0's
             position: what such a position counts has to be the same on all ranks.
         seed: Seeds the random state of ranks that the checkpoint doesn't know.
@@ -207,6 +217,11 @@ def restore_rank(loaded: Loaded, rank: int, *, world_size: int, seed: int, sampl
                 "none here and skip to the start step"
             )
         sampler.load_state_dict(position)
+    is_same_world = world_size == len(loaded.ranks)
+    if is_same_world and loaded.ranks[rank].get("optimizer") is not None:
+        # The hyperparameters stay: the scheduler has set this replica's.
+        groups = optimizer.state_dict()["param_groups"]
+        _load_optimizer(optimizer, {"state": loaded.ranks[rank]["optimizer"], "param_groups": groups})
     if rank < len(loaded.ranks):
         restore_rng(loaded.ranks[rank]["rng"])
     else:

@@ -60,15 +60,15 @@ class ReportBridge:
         self.saves_checkpoints = utils.is_distributed()
         """False in Ray's local mode, which has no storage."""
         self._staged: StagedCheckpoint | None = None
-        self._num_published = 0
-        self._num_taken = 0
+        self._newest_upload: Callable[[], _Upload | None] = lambda: None
         self._forward = utils.report
         self._get_newest = utils.get_checkpoint
 
     @property
     def is_behind(self) -> bool:
         """A checkpoint of ours waits in this rank's line: Ray takes about one report every two seconds."""
-        return self._num_published > self._num_taken
+        newest = self._newest_upload()
+        return newest is not None and not newest.has_started
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """What Ray would resume from, the user's or ours."""
@@ -86,22 +86,14 @@ class ReportBridge:
         if staged is None:
             self._send({**self.user_metrics, **self.own_metrics}, mode=CheckpointUploadMode.ASYNC)
             return
-        self._num_published += 1
-        storage = ray.train.get_context().get_storage()
-
-        def put(_: Checkpoint, dir_name: str) -> Checkpoint:
-            # Ray's uploads run one after another, and one ends when Ray's queue has taken its report: so
-            # when this one starts, all before it are out of the way.
-            self._num_taken += 1
-            path = storage.build_checkpoint_path_from_name(dir_name)
-            upload(staged.folder, storage.storage_filesystem, posixpath.join(path, HDET_FOLDER))
-            return Checkpoint(path, filesystem=storage.storage_filesystem)
-
+        newest = _Upload(staged)
+        # Weak: a report that Ray drops (it does when a worker is lost) must not count as waiting for ever.
+        self._newest_upload = weakref.ref(newest)
         self._send(
             {**self.user_metrics, **self.own_metrics},
             checkpoint=Checkpoint.from_directory(staged.folder),
             mode=CheckpointUploadMode.ASYNC,
-            upload_fn=put,
+            upload_fn=newest,
         )
 
     def report_of_user(
@@ -192,6 +184,23 @@ def has_user_files(checkpoint: Checkpoint) -> bool:
     filesystem, path = resolve(checkpoint.path, checkpoint.filesystem)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return any(info.base_name != HDET_FOLDER for info in infos)
+
+
+class _Upload:
+    """Puts a checkpoint of ours into the run's storage, in Ray's thread."""
+
+    def __init__(self, staged: StagedCheckpoint) -> None:
+        self._staged = staged
+        self._storage = ray.train.get_context().get_storage()
+        self.has_started = False
+        """All reports before it were taken: Ray's uploads run one after another, each with its report."""
+
+    def __call__(self, _: Checkpoint, dir_name: str) -> Checkpoint:
+        self.has_started = True
+        path = self._storage.build_checkpoint_path_from_name(dir_name)
+        stored = Checkpoint(path, filesystem=self._storage.storage_filesystem)
+        _add_ours(self._staged, stored)
+        return stored
 
 
 def _carrying(staged: StagedCheckpoint, upload_fn: UploadFn | None) -> UploadFn:

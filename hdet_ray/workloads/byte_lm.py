@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sysconfig
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, gelu
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.workloads.counters import generator
@@ -37,6 +38,9 @@ class Settings(RunSettings):
     """Bytes that the model sees."""
     embedding: int = 8
     """Width of a byte's embedding."""
+    embedding_std: float = 0.3
+    """Standard deviation of untrained embeddings. torch's default of 1 saturates the first steps with the
+    rows of a few frequent bytes: short trials then prefer rates far below what a whole run takes."""
     hidden: tuple[int, ...] = (64,)
     """Widths of the hidden layers."""
     eval_samples: int = 16_384
@@ -44,25 +48,32 @@ class Settings(RunSettings):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
-        "small": {"context": 24, "embedding": 16, "hidden": (192, 128), "total_steps": 4500, "batch_size": 32},
+        "small": {
+            "context": 24,
+            "embedding": 16,
+            "hidden": (192, 128),
+            "total_steps": 4500,
+            "batch_size": 32,
+        },
     }
 
 
 class ByteMLP(nn.Module):
     """Embeddings of the context, side by side, through hidden layers to a logit for each byte."""
 
-    def __init__(self, context: int, embedding: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, embedding)
-        widths = (context * embedding, *hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.embed = nn.Embedding(VOCABULARY, settings.embedding)
+        nn.init.normal_(self.embed.weight, std=settings.embedding_std)
+        widths = (settings.context * settings.embedding, *settings.hidden)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], VOCABULARY)
 
     def forward(self, context: Tensor) -> Tensor:
         """Logits of the next byte, ``(B, 128)``, from a context ``(B, T)`` of bytes."""
         x = self.embed(context).flatten(1)  # (B, T, E) -> (B, T * E)
         for layer in self.hidden:
-            x = F.gelu(layer(x))
+            x = gelu(layer(x))
         logits: Tensor = self.head(x)
         return logits
 
@@ -76,10 +87,9 @@ class Task:
 
     def build_model(self) -> nn.Module:
         """The untrained model: the same for the same seed, on every rank."""
-        settings = self.settings
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            return ByteMLP(settings.context, settings.embedding, settings.hidden)
+            torch.manual_seed(self.settings.seed)
+            return ByteMLP(self.settings)
 
     def batch(self, step: int, rank: int) -> tuple[Tensor, Tensor]:
         """Training samples: contexts ``(B, T)`` and next bytes ``(B,)`` for a rank at a step."""
@@ -109,7 +119,7 @@ class Task:
         return windows[:, :-1], windows[:, -1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_text(split: Split) -> Tensor:
     """The ASCII bytes of one split's files, in sorted order, as one long ``uint8`` vector.
 
@@ -128,7 +138,7 @@ def load_text(split: Split) -> Tensor:
 def evaluate(model: nn.Module, samples: tuple[Tensor, Tensor]) -> float:
     """Mean cross-entropy in nats per byte."""
     model.eval()
-    loss = F.cross_entropy(model(samples[0]), samples[1])
+    loss = cross_entropy(model(samples[0]), samples[1])
     model.train()
     return loss.item()
 
@@ -149,7 +159,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     def probe(k: int) -> Tensor:
         contexts, targets = task.probe_batch(k)
-        return F.cross_entropy(network(contexts), targets)
+        return cross_entropy(network(contexts), targets)
 
     scheduler = hdet_ray.HDETOneCycleLR(
         optimizer,
@@ -166,9 +176,10 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     for step in range(start_step, settings.total_steps):
         contexts, targets = task.batch(step, rank)
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(contexts), targets)
+        loss = cross_entropy(model(contexts), targets)
         loss.backward()
         optimizer.step()
         scheduler.step(loss)
 
-    ray.train.report({split + "_loss": evaluate(network, task.evaluation(split)) for split in ("val", "test")})
+    splits: tuple[Split, ...] = ("val", "test")
+    ray.train.report({f"{split}_loss": evaluate(network, task.evaluation(split)) for split in splits})

@@ -8,12 +8,13 @@ overfitting case, where short trials are known to mislead any search of the rate
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, gelu
 
 from hdet_ray.exceptions import MissingExtraError
 from hdet_ray.workloads.counters import generator
@@ -54,7 +55,7 @@ class DigitsMLP(nn.Module):
     def __init__(self, hidden: tuple[int, ...], dropout: float) -> None:
         super().__init__()
         widths = (NUM_PIXELS, *hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], NUM_CLASSES)
 
@@ -62,7 +63,7 @@ class DigitsMLP(nn.Module):
         """Logits ``(B, 10)`` of images ``(B, 64)``."""
         x = images
         for layer in self.hidden:
-            x = self.dropout(F.gelu(layer(x)))
+            x = self.dropout(gelu(layer(x)))
         logits: Tensor = self.head(x)
         return logits
 
@@ -108,7 +109,7 @@ class Task:
         return images + self.settings.noise * torch.randn(images.shape, generator=draw)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_images(split: Split) -> tuple[Tensor, Tensor]:
     """Images ``(n, 64)`` with pixels in [0, 1], and labels ``(n,)``, of one split.
 
@@ -116,9 +117,11 @@ def load_images(split: Split) -> tuple[Tensor, Tensor]:
         MissingExtraError: scikit-learn is not installed.
     """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("the workload 'digits' needs scikit-learn: pip install 'hdet-ray[ray]'") from error
+        raise MissingExtraError(
+            "the workload 'digits' needs scikit-learn: pip install 'hdet-ray[ray]'"
+        ) from error
     pixels, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=generator(0, "digits/split")).tolist()
     chosen = [i for place, i in enumerate(order) if _SPLIT_OF_IMAGE[place % len(_SPLIT_OF_IMAGE)] == split]
@@ -129,7 +132,7 @@ def load_images(split: Split) -> tuple[Tensor, Tensor]:
 def evaluate(model: nn.Module, samples: tuple[Tensor, Tensor]) -> float:
     """Mean cross-entropy in nats per image."""
     model.eval()
-    loss = F.cross_entropy(model(samples[0]), samples[1])
+    loss = cross_entropy(model(samples[0]), samples[1])
     model.train()
     return loss.item()
 
@@ -150,7 +153,7 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
 
     def probe(k: int) -> Tensor:
         images, labels = task.probe_batch(k)
-        return F.cross_entropy(network(images), labels)
+        return cross_entropy(network(images), labels)
 
     scheduler = hdet_ray.HDETOneCycleLR(
         optimizer,
@@ -167,9 +170,10 @@ def train_loop_per_worker(config: dict[str, Any]) -> None:
     for step in range(start_step, settings.total_steps):
         images, labels = task.batch(step, rank)
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
+        loss = cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         scheduler.step(loss)
 
-    ray.train.report({split + "_loss": evaluate(network, task.evaluation(split)) for split in ("val", "test")})
+    splits: tuple[Split, ...] = ("val", "test")
+    ray.train.report({f"{split}_loss": evaluate(network, task.evaluation(split)) for split in splits})

@@ -25,7 +25,7 @@ class RunSettings:
     preset: str = "tiny"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     controller: str | Controller = "auto"
-    """``auto``, ``paper``, ``fixed``, ``plain`` (one-cycle with nothing spread), or a controller's settings."""
+    """``auto``, ``paper``, ``fixed``, ``plain`` (one-cycle with nothing spread), or its settings."""
     max_lr: float
     total_steps: int = 1500
     batch_size: int = 16

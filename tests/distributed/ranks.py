@@ -60,7 +60,9 @@ def run_on_ranks(
         RankFailedError: A rank raised, died or passed the deadline.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "numpy"])
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed", "torch.nn.parallel", "torch._dynamo", "numpy"]
+    )
     store_file = store_path / f"store-{time.monotonic_ns()}"
     processes: list[BaseProcess] = []
     receivers: list[Connection] = []

@@ -24,11 +24,14 @@ FAN_OUT = Auto(alpha=1 / 9, sync_every=40)
 PLAIN = Auto(sync_every=40)
 
 
-def fit(folder: Path, name: str, num_workers: int, config: dict[str, Any]) -> Result:
+def fit(
+    folder: Path, name: str, num_workers: int, config: dict[str, Any], ranks_per_replica: int = 1
+) -> Result:
     out = folder / f"{name}-seen"
     out.mkdir(exist_ok=True)
     return HDETTrainer(
         train,
+        ranks_per_replica=ranks_per_replica,
         train_loop_config={**config, "out": str(out)},
         scaling_config=ScalingConfig(num_workers=num_workers),
         run_config=RunConfig(
@@ -134,7 +137,7 @@ def test_the_runs_metrics_are_those_of_its_last_boundary(unbroken: Callable[[int
 
 def test_only_the_newest_checkpoints_are_kept(unbroken: Callable[[int, Auto], Result]) -> None:
     whole = unbroken(2, FAN_OUT)
-    assert len(list(Path(whole.path).glob("checkpoint_*"))) == 3
+    assert sum(path.is_dir() for path in Path(whole.path).glob("checkpoint_*")) == 3
 
 
 def test_weights_are_exported_from_the_runs_checkpoint(
@@ -172,3 +175,23 @@ def test_a_checkpoint_of_four_replicas_resumes_at_any_size_with_the_rates_of_its
             assert entry["lr"] == entry["planned"]
     at_start = sorted(steps[0]["base"][0] for steps in ranks)
     assert at_start == pytest.approx(sorted(spread_multipliers(num_workers, 1 / 9)))
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_passed_over(folder: Path, stopped: Path) -> None:
+    shutil.copytree(stopped, folder / "damaged")
+    stored = sorted(path for path in (folder / "damaged").glob("checkpoint_*") if path.is_dir())
+    steps = [load(path / "hdet").manifest.step for path in stored]
+    (stored[-1] / "hdet" / "model.safetensors").write_bytes(b"")
+    fit(folder, "damaged", 2, {"controller": FAN_OUT, "stop": 300})
+    assert seen(folder, "damaged", 2)[0][0]["step"] == steps[-2]
+
+
+@pytest.mark.slow
+def test_ranks_of_one_replica_share_its_values(folder: Path, cluster: None) -> None:
+    fit(folder, "groups", 4, {"controller": FAN_OUT, "stop": 200}, ranks_per_replica=2)
+    ranks = seen(folder, "groups", 4)
+    assert [steps[0]["replica"] for steps in ranks] == [0, 0, 1, 1]
+    for step in range(200):
+        rates = [steps[step]["lr"] for steps in ranks]
+        assert rates[0] == rates[1] != rates[2] == rates[3]

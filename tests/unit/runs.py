@@ -122,7 +122,8 @@ def measured(plan: Plan, loss_of: LossOfC, *, untrained_loss: float = 5.0, **cha
         replicas = [make_replica(2.0, tail_loss=loss, is_finite=math.isfinite(loss)) for loss in losses]
     else:
         replicas = [make_replica(2.0, probe_loss=loss, is_finite=math.isfinite(loss)) for loss in losses]
-    untrained = untrained_loss if plan.is_search and plan.round == 0 else None
+    asks = plan.untrained_probe is not None or (plan.is_search and plan.probe is None)
+    untrained = untrained_loss if asks else None
     return make_report(plan, replicas, **{"untrained_loss": untrained, **changes})
 
 

@@ -21,6 +21,7 @@ from hdet_ray.train.export import export_weights
 from hdet_ray.train.manifest import MANIFEST_VERSION
 from hdet_ray.train.rng import capture_rng, restore_rng, seed_rng
 
+UNTOUCHED = torch.optim.SGD([torch.zeros(1)], lr=0.1)
 SCHEDULE = {"round": 4, "base": {"lr": {"0": 0.1 + 0.2}}, "loss": 1 / 3}
 
 
@@ -90,7 +91,7 @@ def test_a_restored_run_goes_on_bit_equal_to_the_unbroken_one(tmp_path: Path) ->
     other = make_model(seed=2)
     other_optimizer = make_optimizer(other)
     schedule = restore(load(tmp_path), other, other_optimizer)
-    restore_rank(load(tmp_path), 0, world_size=1, seed=0)
+    restore_rank(load(tmp_path), 0, other_optimizer, world_size=1, seed=0)
     train(other, other_optimizer, steps=3)
 
     assert schedule == SCHEDULE
@@ -144,7 +145,7 @@ def test_groups_keep_their_identity_when_their_values_are_loaded(tmp_path: Path)
 def test_each_rank_gets_its_own_random_state_back(tmp_path: Path) -> None:
     loaded = load(written(tmp_path))
     for rank in range(3):
-        restore_rank(loaded, rank, world_size=3, seed=0)
+        restore_rank(loaded, rank, UNTOUCHED, world_size=3, seed=0)
         drawn = torch.rand(4)
         torch.manual_seed(100 + rank)
         assert torch.equal(drawn, torch.rand(4))
@@ -154,11 +155,33 @@ def test_ranks_beyond_the_saved_ones_are_seeded_by_seed_and_rank(tmp_path: Path)
     loaded = load(written(tmp_path, world_size=2))
     draws = []
     for rank, seed in [(5, 7), (5, 7), (6, 7), (5, 8)]:
-        restore_rank(loaded, rank, world_size=8, seed=seed)
+        restore_rank(loaded, rank, UNTOUCHED, world_size=8, seed=seed)
         draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0], draws[3])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_moments_that_differ_by_rank_come_back_where_ranks_are_as_many(
+    tmp_path: Path, world_size: int
+) -> None:
+    states = []
+    for seed in (1, 2):
+        model = make_model(seed=seed)
+        optimizer = make_optimizer(model)
+        train(model, optimizer, steps=2)
+        states.append(copy.deepcopy(optimizer.state_dict()["state"]))
+    ranks = [{"rng": capture_rng(), "optimizer": state} for state in states]
+    save(tmp_path, model=model, optimizer=optimizer, schedule={}, ranks=ranks, round=0, step=0)
+    for rank in range(2):
+        model = make_model(seed=3)
+        optimizer = make_optimizer(model)
+        restore(load(tmp_path), model, optimizer)
+        optimizer.param_groups[0]["lr"] = 5.0
+        restore_rank(load(tmp_path), rank, optimizer, world_size=world_size, seed=0)
+        assert equal(optimizer.state_dict()["state"], states[rank if world_size == 2 else 1])
+        assert optimizer.param_groups[0]["lr"] == 5.0
 
 
 class Position:
@@ -178,7 +201,7 @@ def test_samplers_agree_on_a_position_at_any_world_size(
     found = []
     for rank in range(world_size):
         sampler = Position()
-        restore_rank(loaded, rank, world_size=world_size, seed=0, sampler=sampler)
+        restore_rank(loaded, rank, UNTOUCHED, world_size=world_size, seed=0, sampler=sampler)
         found.append(sampler.value)
     assert found == positions
 
@@ -195,7 +218,7 @@ def test_a_sampler_without_a_saved_position_is_refused(tmp_path: Path) -> None:
         step=0,
     )
     with pytest.raises(CheckpointError, match="no sampler position"):
-        restore_rank(load(tmp_path), 0, world_size=1, seed=0, sampler=Position())
+        restore_rank(load(tmp_path), 0, UNTOUCHED, world_size=1, seed=0, sampler=Position())
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(3).tolist(), random.random, np.random.random])

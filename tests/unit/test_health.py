@@ -6,11 +6,14 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
 
-from hdet_ray.config import Auto, Controller, Fixed, Paper, Thresholds
+from hdet_ray.config import Controller, Fixed, Paper, Thresholds
 from hdet_ray.core.decide import decide, start
 from hdet_ray.core.health import Verdict, judge
 from hdet_ray.core.plan import Plan
@@ -39,7 +42,7 @@ def verdict_of(plan: Plan, *changed: tuple[int, ReplicaReport]) -> Verdict:
 def window(losses: Sequence[float], **changes: Any) -> ReplicaReport:
     """What the edge reports of a round's losses."""
     quarter = max(len(losses) // 4, 1)
-    steps = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False)]
+    steps = [abs(b - a) for a, b in pairwise(losses)]
     return make_replica(
         statistics.fmean(losses),
         start_loss=statistics.median(losses[:quarter]),
@@ -47,6 +50,12 @@ def window(losses: Sequence[float], **changes: Any) -> ReplicaReport:
         noise=1.4826 * statistics.median(steps) / math.sqrt(2),
         **changes,
     )
+
+
+@cache
+def windows_of_noise(num_steps: int) -> list[ReplicaReport]:
+    chance = random.Random(num_steps)
+    return [window([2 + chance.gauss(0, 0.3) for _ in range(num_steps)]) for _ in range(10_000)]
 
 
 # Local rounds
@@ -141,18 +150,28 @@ def test_the_verdict_does_not_depend_on_the_scale_of_the_loss(scale: float) -> N
     assert judge(plan_of(4, "local"), replicas, Thresholds()).unhealthy == (2,)
 
 
+@pytest.mark.parametrize("num_steps", [4, 8, 20])
 @pytest.mark.parametrize("num_replicas", [1, 2, 4, 8])
 @pytest.mark.parametrize("sync", ["shared", "local"])
 def test_ten_thousand_windows_of_noise_raise_no_alarm(
-    num_replicas: int, sync: Literal["shared", "local"]
+    num_replicas: int, sync: Literal["shared", "local"], num_steps: int
 ) -> None:
-    plan, chance = plan_of(num_replicas, sync), random.Random(num_replicas)
-    # A window of 20 losses is the shortest usual one, where the estimate of the noise is least sure.
-    made = [window([2 + chance.gauss(0, 0.3) for _ in range(20)]) for _ in range(10_000)]
+    # The fewer losses in a window, the less sure is the estimate of their noise.
+    plan = replace(plan_of(num_replicas, sync), num_steps=num_steps)
+    windows = windows_of_noise(num_steps)
     for i in range(10_000):
-        verdict = judge(plan, [made[(i + 1237 * r) % 10_000] for r in range(num_replicas)], Thresholds())
+        verdict = judge(plan, [windows[(i + 1237 * r) % 10_000] for r in range(num_replicas)], Thresholds())
         assert verdict.unhealthy == ()
         assert not verdict.rolls_back
+
+
+@pytest.mark.parametrize("num_steps", [4, 8, 20])
+def test_a_loss_that_runs_away_is_seen_in_a_window_of_any_length(num_steps: int) -> None:
+    plan = replace(plan_of(4, "local"), num_steps=num_steps)
+    losses = [2.0 + 0.01 * (-1) ** i for i in range(num_steps - 1)]
+    runaway = window([*losses, 1e9])
+    well = window([*losses, 2.0])
+    assert judge(plan, [well, runaway, well, well], Thresholds()).unhealthy == (1,)
 
 
 def test_a_loss_that_never_moves_has_a_noise_to_be_measured_in() -> None:

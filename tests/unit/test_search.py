@@ -53,7 +53,7 @@ def bowl(best: float, *, cliff: float = 2.2) -> LossOfC:
 
 
 def plateau(best: float) -> LossOfC:
-    """Low rates stay near the untrained loss of 5; above the best one the loss rises steeply, then diverges."""
+    """Low rates stay near the untrained loss of 5; above the best the loss rises steeply, then diverges."""
 
     def loss(c: float) -> float:
         x = c - best
@@ -248,12 +248,18 @@ def test_pairs_are_two_halves_at_the_scouts_place_and_one_above_on_samples_of_th
     assert (pair.probe.first, pair.probe.count) == (4, 16)  # the next 1,024
 
 
-def test_the_untrained_weights_are_measured_once_on_the_scouts_samples() -> None:
+def test_the_untrained_weights_are_measured_once_on_each_stages_own_samples() -> None:
     found = search_of(make_config(), 4, bowl(1.0), untrained_loss=99.0)
-    assert found[0].plan.untrained_probe == found[0].plan.probe
-    assert all(decided.plan.untrained_probe is None for decided in found[1:])
+    plans = [decided.plan for decided in found]
+    first_pair = next(plan for plan in plans if plan.phase == "pairs")
+    asking = [plan for plan in plans if plan.untrained_probe is not None]
+    assert asking == [plans[0], first_pair]
+    assert all(plan.untrained_probe == plan.probe for plan in asking)
     assert found[0].next_state.search is not None
     assert found[0].next_state.search.untrained_loss == 99.0
+    assert found[0].next_state.search.pair_untrained_loss is None
+    assert found[-1].next_state.search is not None
+    assert found[-1].next_state.search.pair_untrained_loss == 99.0
 
 
 def test_the_last_of_an_odd_number_trains_at_the_pairs_place_and_is_not_scored() -> None:
@@ -421,7 +427,7 @@ def test_a_dead_upper_neighbour_moves_the_pairs_a_quarter_cell_down() -> None:
 
 def in_pairs(*pairs: tuple[float, float]) -> Search:
     """A search at c0 = 0 whose pairs brought these scores, one after another."""
-    search = scouting([], stage="pairs", start=0.0, pair=(0.0, 1.0), untrained_loss=5.0)
+    search = scouting([], stage="pairs", start=0.0, pair=(0.0, 1.0), pair_untrained_loss=5.0)
     for scores in pairs:
         search = one_round(search, scores)
     return search

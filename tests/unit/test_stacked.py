@@ -1,4 +1,4 @@
-"""The stacked simulation: its optimizers are torch's, its collapsed runs are the replicas that they stand for."""
+"""The stacked simulation: its optimizers are torch's, a collapsed run is the replicas that it stands for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 from benchmarks.simulation import Row, new_run, rows_of, schedule_config, simulate
 from benchmarks.stacked import RowAdamW, RowSGD, StackedNetwork, flat_parameters
@@ -71,7 +71,7 @@ def test_stacked_gradients_are_each_models_own(name):
         weights, torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
     )
     for i, (model, (inputs, targets)) in enumerate(zip(models, batches, strict=True)):
-        loss = F.cross_entropy(model(inputs), targets)
+        loss = cross_entropy(model(inputs), targets)
         loss.backward()
         own = torch.cat([p.grad.flatten() for p in model.parameters()])
         assert torch.allclose(gradients[i], own, atol=1e-6)
