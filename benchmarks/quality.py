@@ -21,14 +21,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.agreement import compare
 from benchmarks.cells import PARTS, Cell, best_of_sweep, compute_part
-from benchmarks.verdicts import print_report
+from benchmarks.measure import RESULTS, describe_machine
+from benchmarks.verdicts import print_report, summarize_cells
+from hdet_ray.workloads import load_workload
 
-RESULTS = Path(__file__).parent / "results"
+Records = list[dict[str, Any]]
 
 
 def grid() -> list[Cell]:
-    """All cells, cheap ones first."""
+    """All cells, cheap ones first; those on processes, which want the machine for themselves, last."""
     kinds: list[dict[str, Any]] = [
         {"workload": "byte_lm", "optimizer": "adamw"},
         {"workload": "byte_lm", "optimizer": "sgd"},
@@ -42,21 +45,21 @@ def grid() -> list[Cell]:
             "is_bounded": False,
         },
     ]
-    return [
+    simulated = [
         Cell(num_replicas=n, total_steps=s, **kind)
         for n, s in [(4, 1500), (8, 1500), (4, 3000), (8, 3000)]
         for kind in kinds
         if kind.get("is_bounded", True) or s == 1500
-    ] + [
-        Cell(
-            workload="byte_lm",
-            optimizer="adamw",
-            num_replicas=4,
-            total_steps=1500,
-            num_seeds=3,
-            on_processes=True,
-        )
     ]
+    real = Cell(
+        workload="byte_lm",
+        optimizer="adamw",
+        num_replicas=4,
+        total_steps=1500,
+        num_seeds=3,
+        on_processes=True,
+    )
+    return [*simulated, real]
 
 
 def quick_grid() -> list[Cell]:
@@ -69,14 +72,15 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": {}}
+        is_there = path.exists()
+        self.data: dict[str, Any] = json.loads(path.read_text()) if is_there else {"cells": {}}
 
-    def get(self, cell: Cell, part: str) -> list[dict[str, Any]] | None:
+    def get(self, cell: Cell, part: str) -> Records | None:
         """A part's records, if they were computed with these settings."""
         entry = self.data["cells"].get(cell.key, {})
         return entry.get(part) if entry.get("settings") == _fingerprint(cell) else None
 
-    def put(self, cell: Cell, part: str, records: list[dict[str, Any]]) -> None:
+    def put(self, cell: Cell, part: str, records: Records) -> None:
         """Keep a part."""
         entry = self.data["cells"].get(cell.key, {})
         if entry.get("settings") != _fingerprint(cell):
@@ -89,19 +93,19 @@ class Cache:
         """Write the file: complete, or as it was before."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".tmp")
-        draft.write_text(json.dumps(self.data, indent=1) + "\n")
+        document = {"benchmark": "quality", "machine": describe_machine()} | self.data
+        draft.write_text(json.dumps(document, indent=1) + "\n")
         os.replace(draft, self._path)
 
 
 def run_grid(cells: list[Cell], cache: Cache, jobs: int) -> None:
     """Compute what the cache lacks, ``jobs`` parts at a time."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    running: dict[Future[list[dict[str, Any]]], tuple[Cell, str]] = {}
+    running: dict[Future[Records], tuple[Cell, str]] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         while True:
             busy = list(running.values())
             for cell, part in _ready(cells, cache):
-                if len(running) >= jobs:
+                if len(running) >= (1 if cell.on_processes else jobs):
                     break
                 if (cell, part) not in busy:
                     best = None if part == "sweep" else best_of_sweep(cache.get(cell, "sweep") or [])
@@ -131,9 +135,15 @@ def _fingerprint(cell: Cell) -> dict[str, Any]:
     return fingerprint
 
 
+def check_agreement(total_steps: int = 400) -> dict[str, Any]:
+    """One configuration on real ranks and in the simulation, in float64."""
+    settings = load_workload("byte_lm").Settings(total_steps=total_steps, max_lr=1e-3)
+    return asdict(compare("byte_lm", settings, 4))
+
+
 def main() -> None:
     """Run the grid and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small cell, about a minute")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default 2)")
     parser.add_argument("--out", type=Path, help="cache and result (default benchmarks/results/quality.json)")
@@ -143,8 +153,15 @@ def main() -> None:
     cells = quick_grid() if arguments.quick else grid()
     cache = Cache(out)
     if not arguments.table:
+        os.environ["OMP_NUM_THREADS"] = "1"  # Read by torch in the processes that are started.
         run_grid(cells, cache, arguments.jobs)
+        if not arguments.quick and "agreement" not in cache.data:
+            cache.data["agreement"] = check_agreement()
+        cache.data["summary"] = summarize_cells(cells, cache.data["cells"])
+        cache.save()
     print_report(cells, cache.data["cells"])
+    if "agreement" in cache.data:
+        print(f"simulation against processes, float64: {cache.data['agreement']}")
 
 
 if __name__ == "__main__":

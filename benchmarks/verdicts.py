@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.cells import ARMS, STARTS, Cell, best_of_sweep
@@ -137,6 +137,33 @@ def table(cell: Cell, parts: Mapping[str, Records]) -> str:
     return "\n".join([head, "", *rows, ""])
 
 
+def summarize_cells(
+    cells: Sequence[Cell], entries: Mapping[str, Mapping[str, Records]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The table and the promises as JSON takes them; a gap that is not finite is ``None``."""
+    summary: dict[str, list[dict[str, Any]]] = {"lines": [], "promises": []}
+    for cell in cells:
+        parts = entries.get(cell.key, {})
+        if "sweep" not in parts:
+            continue
+        lines = lines_of(cell, parts)
+        for line in lines:
+            figures = {"median_gap": _finite(line.median), "worst_gap": _finite(line.worst)}
+            kept = {name: value for name, value in asdict(line).items() if name != "gaps"}
+            summary["lines"].append({"cell": cell.key} | kept | figures)
+        summary["promises"] += [
+            {
+                "cell": cell.key,
+                "text": p.text,
+                "value": _finite(p.value),
+                "limit": _finite(p.limit),
+                "kept": p.is_kept,
+            }
+            for p in promises_of(cell, lines)
+        ]
+    return summary
+
+
 def print_report(cells: Sequence[Cell], entries: Mapping[str, Mapping[str, Records]]) -> bool:
     """Print every computed cell and the promises that are broken; true if there are none."""
     kept, broken = 0, []
@@ -193,6 +220,10 @@ def _events(records: Records) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _percent(value: float) -> str:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from hdet_ray.cli.history import History, Round
 from hdet_ray.cli.numbers import duration_text, loss_text, rate_text
+from hdet_ray.cli.summary import notes_of
 from hdet_ray.core.plan import RATE
 from hdet_ray.core.replay import LedgerItem
 from hdet_ray.core.search import Point, Search, pool
@@ -29,6 +30,7 @@ Clock = Callable[[], float]
 
 _MAX_REPLICA_ROWS = 12
 _MAX_POINT_ROWS = 16
+_MAX_NOTES = 3
 _ROUNDS_FOR_SPEED = 4
 _PHASE_STYLES = {"scout": "yellow", "pairs": "magenta", "train": "cyan", "fan_out": "cyan"}
 
@@ -66,6 +68,12 @@ class RunTable:
             arrived = self._arrivals[-1][1] + newest.report.facts["wall_s"]
         self._arrivals = [*self._arrivals[-_ROUNDS_FOR_SPEED:], (newest.end_step, arrived)]
         return newest
+
+    @property
+    def newest_notes(self) -> tuple[str, ...]:
+        """What the newest round left to tell."""
+        rounds = self.history.rounds if self.history else []
+        return rounds[-1].upcoming.notes if rounds else ()
 
     @property
     def is_over(self) -> bool:
@@ -109,17 +117,16 @@ class RunTable:
             return Text.assemble((self.title, "bold"), ("   starting …", "dim"))
         parts: list[RenderableType] = [self._header(self.history)]
         newest = self.history.rounds[-1] if self.history.rounds else None
-        search = self.history.state.search
+        search, max_lr = self.history.state.search, self.history.state.config.max_lr[0]
         if newest is not None:
             body = Table.grid(padding=(0, 4))
             body.add_column(vertical="top")
             body.add_column(vertical="top")
-            points = _points_table(search, self.history.state.config.max_lr[0]) if search else ""
-            body.add_row(_replicas_table(newest), points)
+            replicas = Group(Text(f"round {newest.plan.round}: {newest.plan.phase}"), _replicas_table(newest))
+            body.add_row(replicas, _search_part(search, max_lr) if search else "")
             parts.append(Padding(body, (1, 0, 0, 2)))
-            parts += [
-                Padding(Text(f"! {note}", style="yellow"), (0, 0, 0, 2)) for note in newest.upcoming.notes
-            ]
+        notes = notes_of(self.history)[-_MAX_NOTES:]
+        parts += [Padding(Text(f"! {note}", style="yellow"), (0, 0, 0, 2)) for note in notes]
         return Group(*parts)
 
     def _header(self, history: History) -> RenderableType:
@@ -174,10 +181,11 @@ class RoundPrinter:
         """
         for item in news:
             newest = table.add(item)
-            if self._live is None and newest is None:
-                self.console.print(table.title, style="bold")
-            elif self._live is None and newest is not None:
-                self.console.print(table.line(newest), soft_wrap=True, highlight=False)
+            if self._live is None:
+                line = table.title if newest is None else table.line(newest)
+                notes = item.notes if isinstance(item, ScheduleState) else table.newest_notes
+                for text in (line, *(f"! {note}" for note in notes)):
+                    self.console.print(text, soft_wrap=True, highlight=False)
         if self._live is not None:
             self._live.update(table, refresh=True)
 
@@ -210,6 +218,8 @@ def _shown_loss(done: Round, replica: int) -> float:
 
 
 def _finding(search: Search, max_lr: float) -> str:
+    if search.result is None and all(p.is_dead for p in search.points):
+        return "no live candidate yet"
     name = "found" if search.result is not None else "best so far"
     suffix = " (suspect)" if search.is_suspect else ""
     return f"{name} {rate_text(max_lr * math.exp(search.best))}{suffix}"
@@ -217,18 +227,9 @@ def _finding(search: Search, max_lr: float) -> str:
 
 def _replicas_table(done: Round) -> Table:
     plan = done.plan
-    table = Table(
-        title=f"round {plan.round}: {plan.phase}",
-        title_justify="left",
-        title_style="",
-        box=None,
-        padding=(0, 1),
-    )
-    for name in ("replica", "team", "rate" if plan.is_search else "last rate", "loss"):
-        table.add_column(name, justify="right", header_style="dim")
     has_probe = plan.probe is not None
-    if has_probe:
-        table.add_column("probe loss", justify="right", header_style="dim")
+    headings = ["replica", "team", "rate" if plan.is_search else "last rate", "loss"]
+    table = _bare_table(*headings, *(["probe loss"] if has_probe else []), "")
     for r in range(min(plan.num_replicas, _MAX_REPLICA_ROWS)):
         report, team = done.report.replicas[r], plan.teams[r]
         cells = [
@@ -247,12 +248,13 @@ def _replicas_table(done: Round) -> Table:
     return table
 
 
+def _search_part(search: Search, max_lr: float) -> RenderableType:
+    return Group(Text(f"search: {_finding(search, max_lr)}"), _points_table(search, max_lr))
+
+
 def _points_table(search: Search, max_lr: float) -> Table:
     """What was tried, by rising rate: losses on the scouts' and on the pairs' probe samples."""
-    title = f"search: {_finding(search, max_lr)}"
-    table = _bare_table(title)
-    for name in ("rate", "scout", "pairs", ""):
-        table.add_column(name, justify="right", header_style="dim")
+    table = _bare_table("rate", "scout", "pairs", "")
     pooled = {phase: {p.c: p for p in pool(search.points, phase)} for phase in ("scout", "pairs")}
     rates = sorted({*pooled["scout"], *pooled["pairs"]})
     for c in _around(rates, search.best):
@@ -267,8 +269,11 @@ def _points_table(search: Search, max_lr: float) -> Table:
     return table
 
 
-def _bare_table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="", box=None, padding=(0, 1))
+def _bare_table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for heading in headings:
+        table.add_column(heading, justify="right", header_style="dim")
+    return table
 
 
 def _around(rates: list[float], best: float) -> list[float]:

@@ -46,6 +46,8 @@ def local_ray(num_workers: int) -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(prefix="hdet-", dir=_SHORT_FOLDER))
     before = signal.signal(signal.SIGTERM, _leave)
+    own_tmpdir = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)  # of the workers: what a killed one leaves goes with the rest
     try:
         ray.init(
             address="local",
@@ -61,6 +63,10 @@ def local_ray(num_workers: int) -> Iterator[Path]:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
         signal.signal(signal.SIGTERM, before)
+        if own_tmpdir is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = own_tmpdir
 
 
 def fit(trainer: Any, while_running: Callable[[], None]) -> Any:

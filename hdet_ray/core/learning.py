@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hdet_ray.config import Auto, Fixed, Paper
+from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.health import Verdict
 from hdet_ray.core.paper import decay_per_round, follow, softmax_weights
 from hdet_ray.core.plan import RATE, Failure, Plan, centre_rate
@@ -165,7 +166,7 @@ def _follow_rates(
     velocity, delta = dict(state.velocity), dict(state.delta)
     for group in range(len(rates)):
         key = (RATE, group)
-        if key in state.pins:
+        if _is_held(state, plan, key, rates[group]):
             continue
         moved = follow(
             rates[group],
@@ -195,7 +196,8 @@ def _follow_explored(
     values = dict(state.explored)
     velocity, delta = dict(state.velocity), dict(state.delta)
     for spec in state.config.explored:
-        if spec.name in state.frozen or spec.key in state.pins or len(set(plan.values[spec.key])) == 1:
+        is_spread = len(set(plan.values[spec.key])) > 1
+        if spec.name in state.frozen or not is_spread or _is_held(state, plan, spec.key, values[spec.key]):
             continue
         weights = softmax_weights([losses[r] for r in scored], spec.sigma)
         moved = follow(
@@ -209,6 +211,11 @@ def _follow_explored(
         values[spec.key] = math.exp(moved.base) if spec.scale == "log" else moved.base
         velocity[spec.key], delta[spec.key] = moved.velocity, moved.delta
     return clipped(replace(state, explored=values, velocity=velocity, delta=delta))
+
+
+def _is_held(state: ScheduleState, plan: Plan, key: HParamKey, own: float) -> bool:
+    """An override holds the value, or held it in this round: replicas were not around its own base."""
+    return key in state.pins or plan.base[key] != own
 
 
 def _fan_out_loss(report: ReplicaReport, *, has_probe: bool) -> float:

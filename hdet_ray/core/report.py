@@ -46,7 +46,7 @@ class RoundReport:
     """Digest of the plan that this round followed."""
     replicas: tuple[ReplicaReport, ...]
     untrained_loss: float | None = None
-    """Loss of the untrained weights on the samples of this stage of the search; in the stage's first round."""
+    """Loss of the untrained weights on this stage's samples; in the first round of a stage of the search."""
     external_rates: Mapping[HParamKey, float] = field(default_factory=dict)
     """The base scheduler's rates at the end of the round, where the base is not one-cycle."""
     commands: tuple[Override | Removal | Freeze | SetBounds, ...] = ()

@@ -67,7 +67,10 @@ class Collective:
         ranks = tuple(rank for row in grid for rank in row)
         own = dist.get_rank()
         if own not in ranks:
-            raise ConfigError(f"rank {own} takes no part in this run's ranks {list(ranks)}; build the scheduler on those only")
+            raise ConfigError(
+                f"rank {own} takes no part in this run's ranks {list(ranks)}; build the scheduler on those "
+                "only"
+            )
         if len(ranks) == 1:
             return cls(grid=grid, replica=0, index=0, world=None, host=None)
         world = process_group or _default_or_new(ranks)
@@ -205,6 +208,6 @@ def _default_or_new(ranks: Sequence[int]) -> dist.ProcessGroup:
 
 def _new_group(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
     # Local synchronization: only members call, so several runs can live side by side in one world.
-    group = dist.new_group(sorted(ranks), backend=backend, use_local_synchronization=True)
-    return group  # type: ignore[no-any-return]
-
+    return dist.new_group(  # type: ignore[no-any-return]
+        sorted(ranks), backend=backend, use_local_synchronization=True
+    )

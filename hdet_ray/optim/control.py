@@ -80,7 +80,8 @@ class LocalControl:
 
 
 def _open_ledger(path: Path, state: ScheduleState) -> int:
-    """The number of the attempt that begins; starts a new file where the old one doesn't lead to ``state``."""
+    """The number of the attempt that begins; starts a new file where the old one doesn't lead to "
+    "``state``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ledger = _read_whole_lines(path)
     if ledger is not None and ledger.state.config == state.config:

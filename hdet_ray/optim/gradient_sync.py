@@ -54,9 +54,9 @@ class TeamSync:
         setattr(self._model, buffer_switch(self._model), self._syncs_buffers and is_whole_world)
 
     def first_nonfinite(self) -> int | None:
-        """How many buckets of this rank's own gradients were finite before its first that was not; and forget it.
+        """How many buckets of this rank's own gradients were finite before its first that was not.
 
-        One host-device sync a device. A shared gradient spoils everyone's weights, and with them all later
+        Reading it begins the count anew. One host-device sync a device. A shared gradient spoils everyone's weights, and with them all later
         gradients: the rank with the smallest number is the one that brought it.
 
         Returns:

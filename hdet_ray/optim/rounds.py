@@ -237,8 +237,10 @@ class Rounds:
         if self.plan.end == "average" and len({r.averaged_tensors for r in rows}) > 1:
             counts = ", ".join(f"rank {i}: {int(r.averaged_tensors)}" for i, r in enumerate(rows))
             raise CollectiveError(
-                f"ranks hold different numbers of parameters, buffers and optimizer tensors ({counts}), so they can't be "
-                "averaged; give every rank the same model, and let every parameter get a gradient on every rank"
+                f"ranks hold different numbers of parameters, buffers and optimizer tensors ({counts}), so "
+                "they can't be "
+                "averaged; give every rank the same model, and let every parameter get a gradient on every "
+                "rank"
             )
         return rows
 
@@ -279,7 +281,9 @@ class Rounds:
             return _Measured(loss=self._probe.measure(span.first, span.count))
         except ProbeError as error:
             return _Measured(error=error)
-        except Exception as error:  # the user's function: whatever it raises must not leave the others waiting
+        except (
+            Exception
+        ) as error:  # the user's function: whatever it raises must not leave the others waiting
             failure = ProbeError(f"the probe raised {type(error).__name__}: {error}")
             failure.__cause__ = error
             return _Measured(error=failure)
@@ -307,7 +311,9 @@ class Rounds:
             except HDETError as raised:
                 error = raised
             except OSError as raised:
-                error = CollectiveError(f"rank 0 could not exchange the report of round {report.round}: {raised}")
+                error = CollectiveError(
+                    f"rank 0 could not exchange the report of round {report.round}: {raised}"
+                )
                 error.__cause__ = raised
         answer, failed = self.collective.broadcast_object((answer, error is not None))
         if failed:
@@ -315,4 +321,3 @@ class Rounds:
         if answer is None:
             raise CollectiveError(f"rank 0 had no plan after round {report.round}")
         self.state, self.plan = answer
-

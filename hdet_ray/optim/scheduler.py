@@ -1,11 +1,11 @@
 """The schedulers: what a user swaps for `OneCycleLR`.
 
-    for batch in loader:
-        loss = criterion(model(batch.x), batch.y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step(loss)
+for batch in loader:
+    loss = criterion(model(batch.x), batch.y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    scheduler.step(loss)
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class HDETOneCycleLR(ReplicaScheduler):
         last_epoch: As in torch; a schedule that begins in mid-run does not search.
         controller: ``"auto"``, ``"paper"``, ``"fixed"``, or an `Auto`, `Paper` or `Fixed` with its settings.
         model: The model; wrapped in DistributedDataParallel where several ranks train it.
-        probe: ``probe(k)`` gives the loss of the current weights on probe batch number k: the same samples for
-            the same k on every rank. Called in eval mode, without gradients, under a forked random state.
+        probe: ``probe(k)`` gives the loss of the current weights on probe batch number k: the same
+            samples for the same k on every rank. Called in eval mode, without gradients, under a forked random state.
         probe_samples: How many samples one call of the probe holds.
         hyperparameters: Further scalars to explore during training.
         seed: Seed of assignments, probes' random state and warm noise.
@@ -133,7 +133,8 @@ class HDETOneCycleLR(ReplicaScheduler):
             )
             if cycle_momentum and not has_momentum(optimizer):
                 raise ConfigError(
-                    f"{type(optimizer).__name__} has neither momentum nor betas to cycle; pass cycle_momentum=False"
+                    f"{type(optimizer).__name__} has neither momentum nor betas to cycle; pass "
+                    "cycle_momentum=False"
                 )
             return cycle, steps
 
@@ -196,7 +197,8 @@ class HDETScheduler(ReplicaScheduler):
     def __init__(self, base: LRScheduler, total_steps: int, **settings: Any) -> None:
         if not isinstance(base, LRScheduler) or isinstance(base, ReduceLROnPlateau | ReplicaScheduler):
             raise ConfigError(
-                f"base={type(base).__name__} can't be followed step by step; pass a torch LRScheduler that steps once per "
+                f"base={type(base).__name__} can't be followed step by step; pass a torch LRScheduler that "
+                "steps once per "
                 "optimizer step without a metric"
             )
         optimizer = base.optimizer
@@ -244,11 +246,14 @@ class HDETScheduler(ReplicaScheduler):
         self._last_lr = list(rates)
 
     def _step_base_to(self, steps: int) -> None:
-        """Bring the base to this many steps of its own, on its own rates: some derive each from the one before."""
+        """Bring the base to this many steps of its own, on its own rates: some derive each from the one "
+        "before."""
         while self._base_steps < steps:
             _set_rates(self.optimizer, self._own_rates)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch can't know that the optimizer has stepped under the search
+                warnings.simplefilter(
+                    "ignore"
+                )  # torch can't know that the optimizer has stepped under the search
                 self._base.step()
             self._own_rates = [float(rate) for rate in self._base.get_last_lr()]
             self._base_steps += 1

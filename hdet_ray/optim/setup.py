@@ -150,14 +150,18 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
     controller = resolve_controller(a.controller)
     _check_model(a, controller, collective)
     if not math.isfinite(a.warm_noise) or a.warm_noise < 0:
-        raise ConfigError(f"warm_noise={a.warm_noise} must be a finite number of at least 0; 0.01 is the paper's")
+        raise ConfigError(
+            f"warm_noise={a.warm_noise} must be a finite number of at least 0; 0.01 is the paper's"
+        )
     if a.warm_noise and isinstance(controller, Auto):
         raise ConfigError(
             "warm_noise makes replicas differ, but the search compares candidates from equal weights; use "
             "controller='paper' or 'fixed', or warm_noise=0"
         )
     if a.warm_noise and controller.alpha == 0 and getattr(controller, "gradient_sync", "") == "shared":
-        raise ConfigError("warm_noise needs replicas that converge; use alpha above 0, or gradient_sync='local'")
+        raise ConfigError(
+            "warm_noise needs replicas that converge; use alpha above 0, or gradient_sync='local'"
+        )
     bound = resolve(
         a.hyperparameters,
         a.optimizer,
@@ -165,7 +169,9 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
         cycle_momentum=cycle is not None and cycle.cycle_momentum,
         has_probe=a.probe is not None,
     )
-    reference = cycle.max_lr if cycle is not None else tuple(_reference_rate(g) for g in a.optimizer.param_groups)
+    reference = (
+        cycle.max_lr if cycle is not None else tuple(_reference_rate(g) for g in a.optimizer.param_groups)
+    )
     groups = range(len(reference))
     config = ScheduleConfig(
         controller=controller,
@@ -188,9 +194,12 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
 
 def _check_model(a: RunArguments, controller: Controller, collective: Collective) -> None:
     model, is_ddp = a.model, ddp_of(a.model) is not None
-    if model is not None and any("FSDP" in kind.__name__ or "FullyShardedDataParallel" in kind.__name__ for kind in type(model).__mro__):
+    if model is not None and any(
+        "FSDP" in kind.__name__ or "FullyShardedDataParallel" in kind.__name__ for kind in type(model).__mro__
+    ):
         raise ConfigError(
-            f"model={type(model).__name__} is sharded; replicas of sharded ranks are not supported: wrap the model in "
+            f"model={type(model).__name__} is sharded; replicas of sharded ranks are not supported: wrap "
+            "the model in "
             "DistributedDataParallel"
         )
     if a.probe is not None and model is None:
@@ -204,14 +213,18 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
         )
     if collective.ranks_per_replica > 1 and not is_ddp:
         raise ConfigError(
-            f"replicas of {collective.ranks_per_replica} ranks need model=, the module wrapped in DistributedDataParallel"
+            f"replicas of {collective.ranks_per_replica} ranks need model=, the module wrapped in "
+            "DistributedDataParallel"
         )
     if isinstance(controller, Paper | Fixed) and controller.gradient_sync == "local" and model is None:
-        raise ConfigError("gradient_sync='local' needs model=: its buffers are averaged, and its gradients not shared")
+        raise ConfigError(
+            "gradient_sync='local' needs model=: its buffers are averaged, and its gradients not shared"
+        )
     is_shared = not isinstance(controller, Auto) and controller.gradient_sync == "shared"
     if is_shared and model is not None and not is_ddp:
         raise ConfigError(
-            "gradient_sync='shared' with a model that is not wrapped in DistributedDataParallel would share nothing; wrap "
+            "gradient_sync='shared' with a model that is not wrapped in DistributedDataParallel would "
+            "share nothing; wrap "
             "it, or use gradient_sync='local'"
         )
 
@@ -234,7 +247,8 @@ def _check_equal(collective: Collective, a: RunArguments, config: ScheduleConfig
         if difference is not None:
             where, there, first = difference
             raise ConfigError(
-                f"rank {rank} has {where.lstrip('.')} = {_short(there)}, rank 0 has {_short(first)}: every rank must build the "
+                f"rank {rank} has {where.lstrip('.')} = {_short(there)}, rank 0 has {_short(first)}: every "
+                "rank must build the "
                 "scheduler with the same arguments, parameter groups, shapes and dtypes"
             )
 
@@ -255,7 +269,8 @@ def _rate_bounds(
     unknown = set(bounds) - {"lr"}
     if unknown:
         raise ConfigError(
-            f"bounds names {sorted(unknown)}; only 'lr' is bounded here, other hyperparameters carry their own bounds"
+            f"bounds names {sorted(unknown)}; only 'lr' is bounded here, other hyperparameters carry their "
+            "own bounds"
         )
     if "lr" not in bounds:
         return {}
@@ -285,4 +300,6 @@ def _needs_loss(config: ScheduleConfig, num_replicas: int, *, is_searching: bool
         return False
     if isinstance(config.controller, Paper):
         return True
-    return not config.has_probe and (is_searching or (bool(config.explored) and isinstance(config.controller, Auto)))
+    return not config.has_probe and (
+        is_searching or (bool(config.explored) and isinstance(config.controller, Auto))
+    )

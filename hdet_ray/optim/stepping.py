@@ -112,7 +112,8 @@ class ReplicaScheduler(LRScheduler):
         """
         if self.plan.is_search:
             raise ConfigError(
-                f"round {self.plan.round} is a search round: its candidates are put back at the boundary, not averaged; "
+                f"round {self.plan.round} is a search round: its candidates are put back at the boundary, "
+                "not averaged; "
                 "call converge() after the search, or use averaged()"
             )
         self._rounds.weights.average(self._finite_replicas())
@@ -213,7 +214,8 @@ class ReplicaScheduler(LRScheduler):
             self._window.record(i, loss)
         elif self._needs_loss:
             raise ConfigError(
-                f"controller={type(self.state.config.controller).__name__.lower()!r} compares training losses here: call "
+                f"controller={type(self.state.config.controller).__name__.lower()!r} compares training "
+                "losses here: call "
                 "scheduler.step(loss) with the batch's mean loss"
             )
         if self._updates.count_call():
@@ -233,7 +235,8 @@ class ReplicaScheduler(LRScheduler):
             self._set_values(self._moved_in_round)
 
     def _watch_first_forward(self) -> None:
-        """Tell the rounds of an attempt's first training forward pass, and leave no hook on the model after it."""
+        """Tell the rounds of an attempt's first training forward pass, and leave no hook on the model "
+        "after it."""
         if self._forward_watch is not None:
             self._forward_watch.remove()
         if self.model is None:
@@ -251,7 +254,8 @@ class ReplicaScheduler(LRScheduler):
     def _end_round(self) -> None:
         if self.plan.num_steps == 0:
             raise ScheduleExhaustedError(
-                f"step {self.last_epoch} lies past total_steps={self.total_steps}; stop the loop there, or give the "
+                f"step {self.last_epoch} lies past total_steps={self.total_steps}; stop the loop there, or "
+                "give the "
                 "schedule more steps"
             )
         event = self._rounds.end_round(
@@ -269,7 +273,7 @@ class ReplicaScheduler(LRScheduler):
         self._round_steps = plan.num_steps
         self._calls_in_round = self._moved_in_round = 0
         self._skipped = []
-        # Several teams may skip apart from each other: there the schedule goes on, and the boundary settles it.
+        # Several teams may skip apart from each other: there the schedule goes on until the boundary.
         self._stands_still = plan.is_one_team and not plan.is_search
         self._window.reset(max(plan.num_steps, 1))
         self.last_epoch = plan.step
@@ -282,7 +286,10 @@ class ReplicaScheduler(LRScheduler):
         g = self.collective.ranks_per_replica
         finite = [float(all(row[0] for row in rows[i : i + g])) for i in range(0, len(rows), g)]
         if not any(finite):
-            raise ConfigError("no replica's weights are finite, so there is nothing to average; wait for the boundary's rollback")
+            raise ConfigError(
+                "no replica's weights are finite, so there is nothing to average; wait for the boundary's "
+                "rollback"
+            )
         return finite
 
     def _enter_values(self, plan: Plan) -> None:
@@ -302,15 +309,19 @@ def _checked_state(state_dict: Mapping[str, Any], own: ScheduleState) -> Schedul
     version = state_dict.get("version")
     if not isinstance(version, int) or version > STATE_DICT_VERSION:
         raise CheckpointError(
-            f"scheduler state of version {version!r}; this release reads up to {STATE_DICT_VERSION}: upgrade hdet-ray"
+            f"scheduler state of version {version!r}; this release reads up to {STATE_DICT_VERSION}: "
+            "upgrade hdet-ray"
         )
     missing = {"schedule", "last_epoch", "calls_in_round", "moved_in_round", "skipped"} - set(state_dict)
     if missing:
-        raise CheckpointError(f"the scheduler state lacks {sorted(missing)}: it was cut or made by another class")
+        raise CheckpointError(
+            f"the scheduler state lacks {sorted(missing)}: it was cut or made by another class"
+        )
     state = state_from_json(state_dict["schedule"])
     if len(state.config.max_lr) != len(own.config.max_lr):
         raise CheckpointError(
-            f"the state has {len(state.config.max_lr)} parameter groups, this optimizer {len(own.config.max_lr)}; "
+            f"the state has {len(state.config.max_lr)} parameter groups, this optimizer "
+            f"{len(own.config.max_lr)}; "
             "build the optimizer as it was when the state was saved"
         )
     if set(state.explored) != set(own.explored):

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from hdet_ray.core.plan import Plan, momentum_rows, rate_rows
 from hdet_ray.optim.hyperparameters import set_rate
 
-_CHUNK_STEPS = 256
+CHUNK_STEPS = 256
 
 
 class RateTable:
@@ -55,7 +55,7 @@ class RateTable:
 
     def _fill(self, plan: Plan, first: int) -> None:
         groups = self._optimizer.param_groups
-        count = min(_CHUNK_STEPS, plan.num_steps + 1 - first)
+        count = min(CHUNK_STEPS, plan.num_steps + 1 - first)
         self._first = first
         self._has_tensor_rates = any(isinstance(group["lr"], Tensor) for group in groups)
         self._rates = rate_rows(plan, self._replica, plan.step + first, count)
@@ -63,7 +63,9 @@ class RateTable:
         self._momentum_name = _momentum_name(self._optimizer) if self._momenta else ""
         if self._momentum_name == "betas":
             others = [group["betas"][1:] for group in groups]
-            self._momenta = [[(m, *rest) for m, rest in zip(row, others, strict=True)] for row in self._momenta]
+            self._momenta = [
+                [(m, *rest) for m, rest in zip(row, others, strict=True)] for row in self._momenta
+            ]
 
 
 def has_momentum(optimizer: Optimizer) -> bool:

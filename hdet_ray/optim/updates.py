@@ -28,9 +28,7 @@ class UpdateCounter:
         before_first: Called before every update; cheap but for an attempt's first.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, grad_scaler: Any, before_first: Callable[..., None]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, grad_scaler: Any, before_first: Callable[..., None]) -> None:
         self._since_call = 0
         self._updates = 0
         self._skips = 0
@@ -53,8 +51,10 @@ class UpdateCounter:
         self._skips += 1
         if self._skips > max(_MAX_SKIPS, _MAX_SKIP_RATIO * self._updates):
             raise ConfigError(
-                f"scheduler.step() was called {self._skips} times without an optimizer step in between, next to "
-                f"{self._updates} with one: the schedule would be used up too fast. Call it once per optimizer step; a "
+                f"scheduler.step() was called {self._skips} times without an optimizer step in between, "
+                "next to "
+                f"{self._updates} with one: the schedule would be used up too fast. Call it once per "
+                "optimizer step; a "
                 "wrapper that steps it once per process (Accelerate's prepare) must not get the scheduler"
             )
         return True

@@ -75,7 +75,9 @@ class Weights:
     @torch.no_grad()
     def is_finite(self) -> bool:
         """All floating parameters and buffers are finite; one host-device sync."""
-        tensors = [t.detach() for t in (*self.parameters, *self.buffers) if t.is_floating_point() and t.numel()]
+        tensors = [
+            t.detach() for t in (*self.parameters, *self.buffers) if t.is_floating_point() and t.numel()
+        ]
         if not tensors:
             return True
         largest = torch._foreach_norm(tensors, float("inf"))
@@ -127,7 +129,9 @@ class Weights:
         """The same for parameters and buffers alone; collective."""
         peers = self._collective.peers
         if peers is not None and self._collective.num_replicas > 1:
-            Averager([*self.parameters, *self.buffers], group=peers).average(self._rank_weights(replica_weights))
+            Averager([*self.parameters, *self.buffers], group=peers).average(
+                self._rank_weights(replica_weights)
+            )
 
     def show_snapshot(self) -> None:
         """Put the boundary's parameters and buffers in place, and leave the optimizer alone."""

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class LossWindow:
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise ConfigError(
-                    f"step(loss) got a tensor of shape {list(loss.shape)}; pass the batch's mean loss, one number"
+                    f"step(loss) got a tensor of shape {list(loss.shape)}; pass the batch's mean loss, one "
+                    "number"
                 )
             self._make_room(loss.device, torch.promote_types(loss.dtype, torch.float32))
             self._slots[i].copy_(loss.detach().reshape(()))
@@ -84,7 +86,9 @@ class LossWindow:
             self._make_room(torch.device("cpu"), torch.float64)
             self._slots[i].fill_(float(loss))
         else:
-            raise ConfigError(f"step(loss) got {type(loss).__name__}; pass the batch's mean loss, a 0-d tensor or a number")
+            raise ConfigError(
+                f"step(loss) got {type(loss).__name__}; pass the batch's mean loss, a 0-d tensor or a number"
+            )
 
     def _make_room(self, device: torch.device, dtype: torch.dtype) -> None:
         if len(self._slots) < self._num_steps or self._losses is None:
@@ -122,5 +126,5 @@ def _noise(losses: Sequence[float]) -> float:
 
     Their lower quartile, so that an explosion over half of the window does not count as noise either.
     """
-    steps = sorted(abs(b - a) for a, b in zip(losses, losses[1:], strict=False) if math.isfinite(b - a))
+    steps = sorted(abs(b - a) for a, b in pairwise(losses) if math.isfinite(b - a))
     return steps[len(steps) // 4] / (_LOWER_QUARTILE * math.sqrt(2)) if steps else 0.0

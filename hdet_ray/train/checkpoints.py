@@ -81,8 +81,8 @@ def save(
         model: The module, wrapped in DDP or compiled or neither; the bare module's names are saved.
         optimizer: Its whole state is saved.
         schedule: The scheduler's state_dict.
-        ranks: One dict a rank, in the order of ranks: ``rng``, ``sampler`` (or None) and ``optimizer``,
-            the state of an optimizer whose moments differ between ranks (or None).
+        ranks: One dict a rank, in the order of ranks: ``rng``, and what the run has of ``sampler`` and
+            ``optimizer``, the state of one whose moments differ between ranks.
         round: The round that starts after this boundary.
         step: Calls of the scheduler's ``step`` so far.
         extra: State_dicts of further objects by name.

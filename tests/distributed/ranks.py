@@ -41,7 +41,7 @@ def run_on_ranks(
     num_ranks: int,
     *args: Any,
     store_path: Path,
-    deadline_s: float = 60.0,
+    deadline_s: float = 120.0,
 ) -> list[Any]:
     """Call ``function(rank, *args)`` on ``num_ranks`` ranks of one new Gloo group.
 

@@ -49,7 +49,9 @@ def _train(rank: int, ranks_per_replica: int, controller: Controller, steps: int
         optimizer.step()
         scheduler.step(loss)
         plan = scheduler.plan
-        rates_agree &= optimizer.param_groups[0]["lr"] == value_at(plan, "lr", 0, replica, scheduler.last_epoch)
+        rates_agree &= optimizer.param_groups[0]["lr"] == value_at(
+            plan, "lr", 0, replica, scheduler.last_epoch
+        )
     return {
         "weights": loops.fingerprint(model, optimizer),
         "rates_agree": rates_agree,

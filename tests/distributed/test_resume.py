@@ -45,7 +45,9 @@ def _load(data: bytes, model: Any, optimizer: torch.optim.Optimizer, scheduler: 
     scheduler.load_state_dict(schedule)
 
 
-def _run_broken_and_unbroken(rank: int, controller: Controller, breaks: list[int]) -> list[tuple[str, int, bool]]:
+def _run_broken_and_unbroken(
+    rank: int, controller: Controller, breaks: list[int]
+) -> list[tuple[str, int, bool]]:
     model, optimizer, scheduler = _build(controller)
     saved: dict[int, tuple[str, bytes]] = {}
 
@@ -58,7 +60,9 @@ def _run_broken_and_unbroken(rank: int, controller: Controller, breaks: list[int
     unbroken = loops.fingerprint(model, optimizer)
     outcomes: list[tuple[str, int, bool]] = []
     for i, (phase, data) in saved.items():
-        model, optimizer, scheduler = _build(controller, lr=0.5)  # whatever it was built with, the state decides
+        model, optimizer, scheduler = _build(
+            controller, lr=0.5
+        )  # whatever it was built with, the state decides
         _load(data, model, optimizer, scheduler)
         loops.train(model, optimizer, scheduler.step, range(i, STEPS), rank)
         outcomes.append((phase, i, loops.are_bit_equal(loops.fingerprint(model, optimizer), unbroken)))
@@ -104,7 +108,9 @@ def _resume(rank: int, data: bytes, step: int) -> tuple[bool, int, float]:
 
     check()
     first_step = scheduler.last_epoch
-    loops.train(model, optimizer, lambda loss: (scheduler.step(loss), check()), range(first_step, STEPS), rank)
+    loops.train(
+        model, optimizer, lambda loss: (scheduler.step(loss), check()), range(first_step, STEPS), rank
+    )
     return agrees, first_step, scheduler.state.log_scale
 
 

@@ -75,6 +75,12 @@ def test_dead_candidates_are_marked() -> None:
     assert "dead" in text
 
 
+def test_no_best_candidate_is_claimed_while_all_died() -> None:
+    text = drawn(fed(ledger_lines(max_lr=900.0, loss_of=dies_above_a_tenth, num_rounds=1)))
+    assert "no live candidate yet" in text
+    assert "best" not in text
+
+
 def test_a_run_with_many_replicas_still_fits_a_screen() -> None:
     text = drawn(fed(ledger_lines(num_replicas=64, num_rounds=2)))
     assert "52 more" in text
@@ -118,6 +124,15 @@ def test_elsewhere_than_on_a_terminal_each_round_is_one_line() -> None:
     assert [line.split("|")[0].strip() for line in lines[1:3]] == ["round   0", "round   1"]
     assert len(lines) == 1 + len(ledger_lines()) - 1
     assert "found 0.0300" in lines[-1]
+
+
+def test_a_run_too_short_for_a_search_says_so_once() -> None:
+    console = Console(file=io.StringIO(), width=40, force_terminal=False)
+    table = RunTable("a run")
+    with RoundPrinter(console) as printer:
+        printer.show(table, news_of(ledger_lines(total_steps=200)))
+    assert console.file.getvalue().count("too short for a search") == 1  # type: ignore[attr-defined]
+    assert "too short for a search" in " ".join(drawn(table).split())
 
 
 def test_a_run_without_a_search_shows_no_candidates() -> None:

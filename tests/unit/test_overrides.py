@@ -84,8 +84,11 @@ def test_set_under_paper_after_its_warm_up_means_the_rate_itself_and_stops_the_c
         before = state
         state, plan = step(state, plan)
         assert state.velocity == before.velocity
+    before = state
     state, plan = step(state, plan, Removal(id="a"))
     assert record(state).status == "removed"
+    # What replicas did around the pinned value says nothing about the controller's own.
+    assert (state.rates, state.velocity) == (before.rates, before.velocity)
     assert plan.base["lr", 0] == state.rates[0] != 2e-3  # type: ignore[index]
 
 
