@@ -31,7 +31,7 @@ from hdet_ray.optim.scheduler import HDETOneCycleLR
 from hdet_ray.optim.table import CHUNK_STEPS
 
 NUM_RANKS = 2
-BLOCKS_PER_ROUND = 2
+BLOCKS_PER_ROUND = 14
 ROUND_STEPS = (1 + BLOCKS_PER_ROUND + 1) * CHUNK_STEPS
 """Untimed are the first chunk, which the boundary before computes, and the last, which ends at a boundary."""
 MEMORY_ROUND_STEPS = 100
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None, help="the JSON file to write")
     arguments = parser.parse_args()
 
-    rounds, memory_steps = (40, 20_000) if arguments.quick else (300, 100_000)
+    rounds, memory_steps = (10, 20_000) if arguments.quick else (60, 100_000)
     measured = measure_on_ranks(run_rank, NUM_RANKS, rounds, memory_steps)
     spread: dict[str, dict[str, float]] = {}
     for num_groups, word in ((1, "one_group"), (4, "four_groups")):

@@ -114,7 +114,7 @@ def promises_of(cell: Cell, lines: Sequence[Line]) -> list[Promise]:
 
 
 def table(cell: Cell, parts: Mapping[str, Records]) -> str:
-    """A cell as Markdown."""
+    """A cell as Markdown: a row for each arm, with median and worst gap from each start."""
     best_rate = best_of_sweep(parts["sweep"])
     best_losses = [r["test_loss"] for r in parts["sweep"] if r["rate"] == best_rate]
     edge = "" if is_interior(cell, parts) else ", NOT INTERIOR"
@@ -123,17 +123,12 @@ def table(cell: Cell, parts: Mapping[str, Records]) -> str:
         f"**{cell.key}**: best rate of {len(cell.rates)} is {best_rate:.3g}{edge}, test loss "
         f"{statistics.median(best_losses):.4f} (median of {len(best_losses)} seeds){bound}"
     )
-    columns = [
-        *("arm", "start", "median gap", "worst", "training samples", "probe samples"),
-        *("search steps", "found / best", "events"),
-    ]
+    columns = ["arm", *STARTS, "samples trained", "probed", "search steps", "found / best", "events"]
     rows = [_row(columns), _row(["---"] * len(columns))]
-    for line in lines_of(cell, parts):
-        found = "" if line.found is None else f"{line.found:.2f}"
-        steps = f"{line.search_steps:g}" if line.search_steps else ""
-        gaps = [_percent(line.median), _percent(line.worst)]
-        samples = [f"{line.samples:,}", f"{line.probed:,}"]
-        rows.append(_row([line.arm, line.start, *gaps, *samples, steps, found, line.events]))
+    for arm in ARMS:
+        lines = {line.start: line for line in lines_of(cell, parts) if line.arm == arm}
+        if lines:
+            rows.append(_row([arm, *_arm_cells([lines[start] for start in STARTS])]))
     return "\n".join([head, "", *rows, ""])
 
 
@@ -216,6 +211,26 @@ def _events(records: Records) -> str:
         "not finite": sum(r["test_loss"] is None and r["failure"] is None for r in records),
     }
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+def _arm_cells(lines: Sequence[Line]) -> list[str]:
+    gaps = [f"{_percent(line.median)} ({_percent(line.worst)})" for line in lines]
+    found = [f"{line.found:.2f}" for line in lines if line.found is not None]
+    return [
+        *gaps,
+        f"{lines[0].samples:,}",
+        _range([line.probed for line in lines]),
+        _range([line.search_steps for line in lines]),
+        ", ".join(found),
+        "; ".join(f"{line.start}: {line.events}" for line in lines if line.events),
+    ]
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    if high == 0:
+        return ""
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}-{high:,.0f}"
 
 
 def _row(cells: Sequence[str]) -> str:

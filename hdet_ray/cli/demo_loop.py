@@ -58,7 +58,7 @@ def _train(settings: Settings, ledger: str) -> dict[str, Any]:
         contexts, targets = task.batch(step, rank)
         optimizer.zero_grad()
         loss = cross_entropy(model(contexts), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step(loss)
     train_s = time.monotonic() - started_s

@@ -56,7 +56,9 @@ def train_workload(
             train_loop_config=config,
             scaling_config=ScalingConfig(num_workers=replicas),
             run_config=RunConfig(
-                name=run_name, storage_path=str(storage), callbacks=[NewestMetrics(str(metrics))]
+                name=run_name,
+                storage_path=str(storage),
+                callbacks=[NewestMetrics(str(metrics))],  # type: ignore[list-item]  # typed for Ray's old API
             ),
         )
         table, tail = RunTable(f"{workload}, {replicas} replicas"), LedgerTail(ledger)

@@ -57,7 +57,7 @@ class Verdict:
 
     def _what_the_search_did(self) -> str:
         if self.found_rate is None:
-            return f"With controller auto, but no search, the same start ended at {_loss(self.auto_loss)}."
+            return f"These steps are too few for a search: the same start ended at {_loss(self.auto_loss)}."
         factor = self.found_rate / self.given_rate
         move = f"{_times(factor)} higher" if factor >= 1 else f"{_times(1 / factor)} lower"
         suspect = " The search itself calls that result suspect." if self.is_suspect else ""
@@ -77,6 +77,8 @@ class Verdict:
         place = (
             f"{behind:.1%} behind the tuned run" if behind >= 0 else f"{-behind:.1%} ahead of the tuned run"
         )
+        if self.found_rate is None:
+            return f"Without a search the run ended {place}."
         if self.plain_loss is None:
             return f"The search ended {place}, where plain one-cycle's loss is not finite."
         if closed is None:
@@ -84,7 +86,7 @@ class Verdict:
                 f"The given rate was no worse than the tuned one: no gap to close. The search ended {place}."
             )
         if closed <= 0:
-            return f"The search did not help: it ended above plain one-cycle from the same rate, {place}."
+            return f"The search did not help: it ended no lower than plain one-cycle from there, {place}."
         return f"The search closed {closed:.0%} of the gap and ended {place}."
 
 

@@ -54,7 +54,8 @@ def enter_paper(state: ScheduleState, plan: Plan, report: RoundReport) -> Schedu
 
 def with_rates(state: ScheduleState, rates: Sequence[float]) -> ScheduleState:
     """The state with the paper's controller in charge of these base rates."""
-    return clipped(replace(state, rates=tuple(rates), warm_rates=tuple(rates)))
+    state = clipped(replace(state, rates=tuple(rates)))
+    return replace(state, warm_rates=state.rates)
 
 
 def learn_from_trial(state: ScheduleState, tried: Trial, plan: Plan, report: RoundReport) -> ScheduleState:

@@ -89,18 +89,18 @@ class OneCycle:
         momentums = (high, low, high, high)
         return self._anneal(momentums[phase], momentums[phase + 1], fraction)
 
-    def lr_rows(self, first: int, count: int, total_steps: int) -> list[list[float]]:
-        """Every group's rate at ``count`` positions from ``first`` on: `lr_at`, many times faster a value."""
+    def lr_columns(self, first: int, count: int, total_steps: int) -> list[list[float]]:
+        """Each group's rate at ``count`` positions from ``first`` on: `lr_at`, many times faster a value."""
         peaks = self.max_lr
         initial = [peak / self.div_factor for peak in peaks]
         floors = [rate / self.final_div_factor for rate in initial]
         corners = [initial, peaks, initial, floors] if self.three_phase else [initial, peaks, floors]
-        return self._rows(corners, first, count, total_steps)
+        return self._columns(corners, first, count, total_steps)
 
-    def momentum_rows(self, first: int, count: int, total_steps: int) -> list[list[float]]:
-        """Every group's momentum at ``count`` positions from ``first`` on: `momentum_at`, faster."""
+    def momentum_columns(self, first: int, count: int, total_steps: int) -> list[list[float]]:
+        """Each group's momentum at ``count`` positions from ``first`` on: `momentum_at`, faster."""
         high, low = self.max_momentum, self.base_momentum
-        return self._rows([high, low, high, high], first, count, total_steps)
+        return self._columns([high, low, high, high], first, count, total_steps)
 
     def initial_lr(self, group: int) -> float:
         """Where a group's rate starts; `lr_at` there equals it up to its formula's rounding, as in torch."""
@@ -123,20 +123,30 @@ class OneCycle:
         fraction = (position - start) / (end - start) if end != start else 1.0
         return phase, fraction
 
-    def _rows(
+    def _columns(
         self, corners: Sequence[Sequence[float]], first: int, count: int, total_steps: int
     ) -> list[list[float]]:
-        """Anneal between the corners of the phases, one row of groups per position."""
-        rows = []
-        for position in range(first, first + count):
-            phase, fraction = self._locate(position, total_steps)
-            pairs = zip(corners[phase], corners[phase + 1], strict=True)
+        """Anneal between the corners of the phases, one column of positions per group."""
+        columns: list[list[float]] = [[] for _ in corners[0]]
+        ends = self._phase_ends(total_steps)
+        begin, stop, start = first, first + count, 0.0
+        for phase, end in enumerate(ends):
+            limit = stop if phase == len(ends) - 1 else min(math.floor(end) + 1, stop)
+            positions, begin = range(begin, limit), max(begin, limit)
+            length = end - start
+            fractions = [(position - start) / length for position in positions] if length else [1.0] * len(positions)
+            start = end
+            edges = zip(columns, corners[phase], corners[phase + 1], strict=True)
             if self.anneal_strategy == "cos":
-                factor = math.cos(math.pi * fraction) + 1
-                rows.append([end + (start - end) / 2.0 * factor for start, end in pairs])
+                factors = [math.cos(math.pi * fraction) + 1 for fraction in fractions]
+                for column, high, low in edges:
+                    half = (high - low) / 2.0
+                    column += [low + half * factor for factor in factors]
             else:
-                rows.append([(end - start) * fraction + start for start, end in pairs])
-        return rows
+                for column, low, high in edges:
+                    rise = high - low
+                    column += [rise * fraction + low for fraction in fractions]
+        return columns
 
     def _phase_ends(self, total_steps: int) -> tuple[float, ...]:
         """The last step of each phase; fractions of a step stay, as in torch."""

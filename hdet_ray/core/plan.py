@@ -157,28 +157,30 @@ def centre_rate(plan: Plan, group: int, step: int, *, external: float | None = N
     return plan.cycle.lr_at(group, position, length) * plan.scale[key]
 
 
-def rate_rows(plan: Plan, replica: int, first: int, count: int) -> list[list[float]]:
-    """A replica's rates, one row of groups for each of ``count`` steps from ``first`` on: `value_at`, faster.
+def rate_columns(plan: Plan, replica: int, first: int, count: int) -> list[list[float]]:
+    """A replica's rates at ``count`` steps from ``first`` on, a list for each group: `value_at`, faster.
 
     Not for a base of the user's own, which is asked step by step.
     """
     groups = range(sum(name == RATE for name, _ in plan.values))
     multipliers = [plan.values[RATE, g][replica] for g in groups]
     if plan.shape == "one_cycle" and plan.cycle is not None:
+        centres = plan.cycle.lr_columns(first - plan.search_steps, count, plan.total_steps - plan.search_steps)
         scales = [plan.scale[RATE, g] for g in groups]
-        centres = plan.cycle.lr_rows(first - plan.search_steps, count, plan.total_steps - plan.search_steps)
-        return [[c * s * m for c, s, m in zip(row, scales, multipliers, strict=True)] for row in centres]
+        factors = zip(centres, scales, multipliers, strict=True)
+        # Not multiplied beforehand: another order of the factors would differ from `value_at` in the last bit.
+        return [[rate * scale * multiplier for rate in column] for column, scale, multiplier in factors]
     steps = range(first, first + count)
-    return [[centre_rate(plan, g, step) * multipliers[g] for g in groups] for step in steps]
+    return [[centre_rate(plan, g, step) * multipliers[g] for step in steps] for g in groups]
 
 
-def momentum_rows(plan: Plan, first: int, count: int) -> list[list[float]]:
-    """The cycled momentum of every group at ``count`` steps from ``first`` on, where the base cycles it."""
+def momentum_columns(plan: Plan, first: int, count: int) -> list[list[float]]:
+    """The cycled momentum at ``count`` steps from ``first`` on, a list for each group; none without cycling."""
     if plan.cycle is None or not plan.cycle.cycle_momentum:
         return []
     if plan.shape == "trial":
-        return [list(plan.cycle.max_momentum)] * count
-    return plan.cycle.momentum_rows(first - plan.search_steps, count, plan.total_steps - plan.search_steps)
+        return [[momentum] * count for momentum in plan.cycle.max_momentum]
+    return plan.cycle.momentum_columns(first - plan.search_steps, count, plan.total_steps - plan.search_steps)
 
 
 def trial_ramp(j: int, num_steps: int) -> float:

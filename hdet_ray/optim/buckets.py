@@ -7,7 +7,7 @@ and dtypes to the same buckets, whatever its devices and strides are.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from hdet_ray.exceptions import ConfigError
 
 ALONE_BYTES = 4 * 2**20
 """From this size on a tensor travels alone: two copies would cost more than one more collective does."""
+
+PIECE_BYTES = 25 * 2**20
+"""Of what is copied in order to be averaged, so much at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -128,6 +131,18 @@ def lay_out(
         filled_bytes[key] += num_bytes
     rest = (_bucket(open_, key, is_mean=is_mean, is_in_place=False) for key, open_ in members.items())
     return [*alone, *shared, *rest]
+
+
+def pieces(tensors: Iterable[Tensor], piece_bytes: int = PIECE_BYTES) -> Iterator[list[Tensor]]:
+    """Tensors in their order, in pieces of at most this many bytes, or of one tensor that alone has more."""
+    piece: list[Tensor] = []
+    for tensor in tensors:
+        if piece and sum(t.nbytes for t in piece) + tensor.nbytes > piece_bytes:
+            yield piece
+            piece = []
+        piece.append(tensor)
+    if piece:
+        yield piece
 
 
 def exchange_device(device: torch.device, group: dist.ProcessGroup | None) -> torch.device:

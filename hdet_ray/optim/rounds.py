@@ -98,6 +98,7 @@ class Rounds:
         self.state = state
         self.plan = plan_for(state, self.collective.num_replicas)
         self._is_open = False
+        self._prepare_teams()
         self.weights.forget_snapshot()
         if self._probe is not None and self._sync is not None and state.calls > 0:
             self._probe.rehearse_backward()
@@ -111,7 +112,10 @@ class Rounds:
             self._is_early_snapshot = True
 
     def before_update(self, _optimizer: Optimizer | None = None, *_args: object) -> None:
-        """Open an attempt before its first update: remember the weights, measure them untrained."""
+        """Open an attempt before its first update: remember the weights, measure them untrained.
+
+        Collective once an attempt: a probe that can't work stops every rank before anything is trained.
+        """
         if self._is_open:
             return
         self._is_open = True
@@ -127,8 +131,20 @@ class Rounds:
         else:
             self.weights.take_snapshot()
             self._measure_untrained()
-        if self.collective.rank == 0:
-            self.control.resume(self.state)
+        self._resume_control()
+
+    def _resume_control(self) -> None:
+        """Tell the control that an attempt begins; what goes wrong at its opening stops every rank."""
+        error: HDETError | None = self._untrained.error if self._untrained else None
+        if self.collective.rank == 0 and error is None:
+            try:
+                self.control.resume(self.state)
+            except HDETError as raised:
+                error = raised
+            except OSError as raised:
+                error = CollectiveError(f"rank 0 could not open the run: {raised}")
+                error.__cause__ = raised
+        self.collective.agree(error)
 
     def end_round(
         self,
@@ -176,8 +192,11 @@ class Rounds:
         )
         self._exchange(report)
         self._enter_plan()
-        self.weights.take_snapshot()
-        self._measure_untrained()
+        if self.plan.num_steps:
+            self.weights.take_snapshot()
+            self._measure_untrained()
+        else:
+            self.weights.release_snapshot()
         self._round_began_s = self._clock()
         return BoundaryEvent(
             finished=finished,

@@ -10,6 +10,7 @@ for batch in loader:
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -114,9 +115,9 @@ class HDETOneCycleLR(ReplicaScheduler):
         thresholds: Thresholds | None = None,
         grad_scaler: Any = None,
     ) -> None:
-        _check_optimizer(optimizer)
 
         def base() -> tuple[OneCycle, int]:
+            _check_optimizer(optimizer)
             steps = resolve_total_steps(total_steps, epochs, steps_per_epoch)
             groups = len(optimizer.param_groups)
             cycle = OneCycle(
@@ -216,23 +217,25 @@ class HDETScheduler(ReplicaScheduler):
         self._base_steps = 0
         self._enter_round()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The base's state beside this scheduler's own."""
-        return super().state_dict() | {
-            "base": self._base.state_dict(),
-            "base_steps": self._base_steps,
-            "own_rates": list(self._own_rates),
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a saved state, the base's included."""
-        self._base.load_state_dict(dict(state_dict["base"]))
-        self._base_steps = state_dict["base_steps"]
-        self._own_rates = list(state_dict["own_rates"])
-        super().load_state_dict(state_dict)
-
     def _enter_values(self, plan: Plan) -> None:
-        """Nothing to prepare: the base is asked step by step."""
+        """Remember the base as it is now: many can't go back, but each can repeat a round's steps."""
+        self._base_at_round = copy.deepcopy(
+            {
+                "base": self._base.state_dict(),
+                "base_steps": self._base_steps,
+                "own_rates": list(self._own_rates),
+            }
+        )
+
+    def _further_state(self) -> dict[str, Any]:
+        """The base as it was when the round began."""
+        return self._base_at_round
+
+    def _load_further_state(self, state_dict: Mapping[str, Any]) -> None:
+        saved = copy.deepcopy({name: state_dict[name] for name in self._base_at_round})
+        self._base.load_state_dict(saved["base"])
+        self._base_steps = saved["base_steps"]
+        self._own_rates = saved["own_rates"]
 
     def _set_values(self, moved: int) -> None:
         plan, step = self.plan, self.plan.step + moved
@@ -264,7 +267,7 @@ class HDETScheduler(ReplicaScheduler):
 
 def _check_optimizer(optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        raise ConfigError(f"optimizer={type(optimizer).__name__} is none; pass a torch.optim.Optimizer")
 
 
 def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -32,6 +32,8 @@ from hdet_ray.optim.noise import add_warm_noise
 from hdet_ray.optim.probes import Probe
 from hdet_ray.optim.rounds import Rounds
 from hdet_ray.optim.weights import Weights
+
+T = TypeVar("T")
 
 _TORCH_DIV_FACTORS = 25.0 * 1e4
 """From a peak to one-cycle's floor by torch's defaults, for a base that has no floor of its own."""
@@ -82,6 +84,14 @@ class _Prepared:
     hyperparameters: Sequence[BoundHyperparameter] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tied:
+    """What holds on to the user's model and probe."""
+
+    sync: TeamSync | None
+    probe: Probe | None
+
+
 def assemble(arguments: RunArguments) -> Parts:
     """Check, compare between ranks, and build.
 
@@ -91,12 +101,10 @@ def assemble(arguments: RunArguments) -> Parts:
     a = arguments
     mesh = a.mesh or (current_session().mesh if a.process_group is None else None)
     collective = Collective.connect(a.process_group, mesh)
-    prepared, error = _try_prepare(a, collective)
-    collective.agree(error)
-    if prepared is None:
-        raise TypeError("ranks agreed on an error that none had")
+    prepared = _on_every_rank(collective, lambda: _prepare(a, collective))
     config = prepared.config
     _check_equal(collective, a, config)
+    tied = _on_every_rank(collective, lambda: _tie(a, config, collective))
     ddp = ddp_of(a.model)
     module = a.model if ddp is None else ddp.module
     weights = Weights(
@@ -113,8 +121,8 @@ def assemble(arguments: RunArguments) -> Parts:
         collective,
         a.control or LocalControl(),
         weights=weights,
-        sync=None if ddp is None or collective.world_size == 1 else _team_sync(ddp, config),
-        probe=None if a.probe is None or a.model is None else Probe(a.probe, a.model, seed=a.seed),
+        sync=tied.sync,
+        probe=tied.probe,
         hyperparameters=prepared.hyperparameters,
         first_step=a.first_step,
     )
@@ -123,7 +131,35 @@ def assemble(arguments: RunArguments) -> Parts:
         rounds=rounds,
         model=a.model,
         grad_scaler=a.grad_scaler,
-        needs_loss=_needs_loss(config, collective.num_replicas, is_searching=rounds.state.is_searching),
+        needs_loss=needs_loss(config, collective.num_replicas, is_searching=rounds.state.is_searching),
+    )
+
+
+def _on_every_rank(collective: Collective, build: Callable[[], T]) -> T:
+    """What this rank builds; where any rank fails, an error on all of them. Collective.
+
+    Raises:
+        HDETError: this rank's own error, or one that names the rank that had it.
+    """
+    try:
+        built = build()
+    except HDETError as error:
+        collective.agree(error)
+        raise
+    except Exception as error:  # whatever a strange argument raises: the others must not wait for this rank
+        failure = ConfigError(f"the scheduler's arguments don't fit: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        collective.agree(failure)
+        raise failure from error
+    collective.agree(None)
+    return built
+
+
+def _tie(a: RunArguments, config: ScheduleConfig, collective: Collective) -> _Tied:
+    ddp = ddp_of(a.model)
+    return _Tied(
+        sync=None if ddp is None or collective.world_size == 1 else _team_sync(ddp, config),
+        probe=None if a.probe is None or a.model is None else Probe(a.probe, a.model, seed=a.seed),
     )
 
 
@@ -136,13 +172,6 @@ def _team_sync(ddp: DistributedDataParallel, config: ScheduleConfig) -> TeamSync
         if needs_teams:
             raise
         return None
-
-
-def _try_prepare(a: RunArguments, collective: Collective) -> tuple[_Prepared | None, HDETError | None]:
-    try:
-        return _prepare(a, collective), None
-    except HDETError as error:
-        return None, error
 
 
 def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
@@ -194,13 +223,10 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
 
 def _check_model(a: RunArguments, controller: Controller, collective: Collective) -> None:
     model, is_ddp = a.model, ddp_of(a.model) is not None
-    if model is not None and any(
-        "FSDP" in kind.__name__ or "FullyShardedDataParallel" in kind.__name__ for kind in type(model).__mro__
-    ):
+    if _is_sharded(a):
         raise ConfigError(
-            f"model={type(model).__name__} is sharded; replicas of sharded ranks are not supported: wrap "
-            "the model in "
-            "DistributedDataParallel"
+            f"model={type(model).__name__} is sharded; replicas of sharded ranks are not supported: wrap the "
+            "model in DistributedDataParallel"
         )
     if a.probe is not None and model is None:
         raise ConfigError("probe= needs model=: it is called with the model in eval mode; pass the model")
@@ -229,16 +255,24 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
         )
 
 
+def _is_sharded(a: RunArguments) -> bool:
+    kinds = {kind for module in (a.model.modules() if a.model else ()) for kind in type(module).__mro__}
+    kinds |= {kind for group in a.optimizer.param_groups for p in group["params"] for kind in type(p).__mro__}
+    return bool({kind.__name__ for kind in kinds} & {"FSDPModule", "FullyShardedDataParallel", "DTensor"})
+
+
 def _check_equal(collective: Collective, a: RunArguments, config: ScheduleConfig) -> None:
     """Compare what must be the same on every rank; the first difference is the message."""
-    groups = [
-        [f"{str(p.dtype).removeprefix('torch.')}{list(p.shape)}" for p in group["params"]]
-        for group in a.optimizer.param_groups
-    ]
+    groups = [[_describe(p) for p in group["params"]] for group in a.optimizer.param_groups]
     own = {
-        "settings": to_json(config),
         "parameter_groups": groups,
+        "model": None
+        if a.model is None
+        else [_describe(t) for t in (*a.model.parameters(), *a.model.buffers())],
+        "settings": to_json(config),
+        "last_epoch": a.first_step - 1,
         "average_optimizer_state": a.average_optimizer_state,
+        "warm_noise": a.warm_noise,
         "has_grad_scaler": a.grad_scaler is not None,
     }
     everyone = collective.gather_objects(own)
@@ -251,6 +285,10 @@ def _check_equal(collective: Collective, a: RunArguments, config: ScheduleConfig
                 "rank must build the "
                 "scheduler with the same arguments, parameter groups, shapes and dtypes"
             )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _short(value: Any) -> str:
@@ -274,9 +312,9 @@ def _rate_bounds(
         )
     if "lr" not in bounds:
         return {}
-    pair = tuple(bounds["lr"])
-    if len(pair) != 2:
-        raise ConfigError(f"bounds['lr']={bounds['lr']!r} must be a pair (low, high)")
+    pair = bounds["lr"]
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(x, int | float) for x in pair)):
+        raise ConfigError(f"bounds['lr']={pair!r} must be a pair of numbers, (low, high)")
     return {("lr", g): (float(pair[0]), float(pair[1])) for g in groups}
 
 
@@ -295,7 +333,8 @@ def _explored(hp: BoundHyperparameter) -> Explored:
     )
 
 
-def _needs_loss(config: ScheduleConfig, num_replicas: int, *, is_searching: bool) -> bool:
+def needs_loss(config: ScheduleConfig, num_replicas: int, *, is_searching: bool) -> bool:
+    """The controller compares training losses: ``step`` must be given each batch's."""
     if num_replicas == 1:
         return False
     if isinstance(config.controller, Paper):

@@ -76,6 +76,11 @@ class Snapshot:
             raise ConfigError("there is no snapshot to restore; call take() first")
         _copy_all(self._tensors, self._copies)
 
+    def release(self) -> None:
+        """Give the memory of the copy back; there is nothing to restore until the next ``take``."""
+        self._copies, self._state, self._scaler_state = [], {}, {}
+        self._is_taken = False
+
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """The first of the copies are equal to these tensors, one by one."""
         return all(torch.equal(copied, t) for copied, t in zip(self._copies, tensors, strict=False))

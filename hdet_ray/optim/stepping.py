@@ -17,16 +17,15 @@ from torch.utils.hooks import RemovableHandle
 
 from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.plan import Plan
-from hdet_ray.core.state import ScheduleState, state_from_json, state_to_json
-from hdet_ray.exceptions import CheckpointError, ConfigError, ScheduleExhaustedError
+from hdet_ray.core.state import ScheduleState, state_to_json
+from hdet_ray.exceptions import ConfigError, ScheduleExhaustedError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
 from hdet_ray.optim.rounds import BoundaryEvent, Rounds
-from hdet_ray.optim.setup import Parts
+from hdet_ray.optim.saved_state import STATE_DICT_VERSION, agreed_state
+from hdet_ray.optim.setup import Parts, needs_loss
 from hdet_ray.optim.updates import UpdateCounter
 from hdet_ray.optim.window import LossWindow
-
-STATE_DICT_VERSION = 1
 
 
 class ReplicaScheduler(LRScheduler):
@@ -143,6 +142,10 @@ class ReplicaScheduler(LRScheduler):
         """The rates now in force, one per parameter group."""
         return list(self._last_lr)
 
+    def get_last_lr(self) -> list[float | Tensor]:
+        """The rates that `step` set last, one per parameter group."""
+        return list(self._last_lr)  # a copy: what the caller does with it must not reach the table
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs; at a boundary plain JSON types.
 
@@ -162,7 +165,7 @@ class ReplicaScheduler(LRScheduler):
             state["losses"] = self._window.values(self._calls_in_round)
             if self.plan.is_search:
                 state["snapshot"] = self._rounds.weights.snapshot_state()
-        return state
+        return state | self._further_state()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a saved state; any number of replicas may load any state.
@@ -170,10 +173,18 @@ class ReplicaScheduler(LRScheduler):
         A state of mid-round goes on in mid-round at the same number of replicas. At another number the
         round starts again from the loaded weights.
 
+        Collective, and every rank loads the same state.
+
         Raises:
-            CheckpointError: of a newer version, damaged, or of other parameter groups or hyperparameters.
+            CheckpointError: of a newer version, damaged, or of other parameter groups or hyperparameters; on
+                every rank.
         """
-        state = _checked_state(state_dict, self.state)
+        state = agreed_state(self.collective, state_dict, self.state, also=self._further_state())
+        self._load_further_state(state_dict)
+        self.total_steps = state.config.total_steps
+        self._needs_loss = needs_loss(
+            state.config, self.collective.num_replicas, is_searching=state.is_searching
+        )
         self._rounds.restore(state)
         self._watch_first_forward()
         same_size = state_dict.get("num_replicas") == self.plan.num_replicas
@@ -253,10 +264,10 @@ class ReplicaScheduler(LRScheduler):
 
     def _end_round(self) -> None:
         if self.plan.num_steps == 0:
+            self._enter_round()  # as if it had not been called
             raise ScheduleExhaustedError(
-                f"step {self.last_epoch} lies past total_steps={self.total_steps}; stop the loop there, or "
-                "give the "
-                "schedule more steps"
+                f"step {self.last_epoch + 1} lies past total_steps={self.total_steps}; stop the loop there, or "
+                "give the schedule more steps"
             )
         event = self._rounds.end_round(
             self._window.values(self._calls_in_round),
@@ -300,33 +311,13 @@ class ReplicaScheduler(LRScheduler):
         """Write the values of the round's step ``moved`` into the optimizer."""
         raise TypeError("a scheduler says how its values are set")
 
+    def _further_state(self) -> dict[str, Any]:
+        """What a class saves besides."""
+        return {}
+
+    def _load_further_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Take it back."""
+
     def _external_rates(self) -> dict[HParamKey, float]:
         """The base scheduler's own rates, where the base is the user's own."""
         return {}
-
-
-def _checked_state(state_dict: Mapping[str, Any], own: ScheduleState) -> ScheduleState:
-    version = state_dict.get("version")
-    if not isinstance(version, int) or version > STATE_DICT_VERSION:
-        raise CheckpointError(
-            f"scheduler state of version {version!r}; this release reads up to {STATE_DICT_VERSION}: "
-            "upgrade hdet-ray"
-        )
-    missing = {"schedule", "last_epoch", "calls_in_round", "moved_in_round", "skipped"} - set(state_dict)
-    if missing:
-        raise CheckpointError(
-            f"the scheduler state lacks {sorted(missing)}: it was cut or made by another class"
-        )
-    state = state_from_json(state_dict["schedule"])
-    if len(state.config.max_lr) != len(own.config.max_lr):
-        raise CheckpointError(
-            f"the state has {len(state.config.max_lr)} parameter groups, this optimizer "
-            f"{len(own.config.max_lr)}; "
-            "build the optimizer as it was when the state was saved"
-        )
-    if set(state.explored) != set(own.explored):
-        raise CheckpointError(
-            f"the state explores {sorted(state.explored) or 'no further hyperparameters'}, this scheduler "
-            f"{sorted(own.explored) or 'none'}; pass the same hyperparameters="
-        )
-    return state

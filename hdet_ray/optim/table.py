@@ -1,16 +1,19 @@
-"""The table: a round's rates and momenta, computed when the round begins and only written in `step`."""
+"""The table: a round's rates and momenta, computed ahead in chunks and only written in `step`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hdet_ray.core.plan import Plan, momentum_rows, rate_rows
+from hdet_ray.core.plan import Plan, momentum_columns, rate_columns
 from hdet_ray.optim.hyperparameters import set_rate
 
-CHUNK_STEPS = 256
+CHUNK_STEPS = 64
+"""Steps computed at once: in columns that costs a tenth of what it does step by step."""
 
 
 class RateTable:
@@ -21,8 +24,8 @@ class RateTable:
         self._replica = replica
         self._plan: Plan | None = None
         self._first = 0
-        self._rates: list[list[float]] = []
-        self._momenta: list[list[Any]] = []
+        self._rates: list[tuple[float, ...]] = []
+        self._momenta: list[tuple[Any, ...]] = []
         self._momentum_name = ""
         self._has_tensor_rates = False
 
@@ -31,7 +34,7 @@ class RateTable:
         self._plan = plan
         self._fill(plan, 0)
 
-    def set(self, moved: int) -> list[float]:
+    def set(self, moved: int) -> Sequence[float]:
         """Write the values of the round's step ``moved``; returns the rates."""
         row = moved - self._first
         if row >= len(self._rates) or row < 0:
@@ -58,14 +61,16 @@ class RateTable:
         count = min(CHUNK_STEPS, plan.num_steps + 1 - first)
         self._first = first
         self._has_tensor_rates = any(isinstance(group["lr"], Tensor) for group in groups)
-        self._rates = rate_rows(plan, self._replica, plan.step + first, count)
-        self._momenta = momentum_rows(plan, plan.step + first, count)
-        self._momentum_name = _momentum_name(self._optimizer) if self._momenta else ""
+        # From one column a group to one row a step.
+        self._rates = list(zip(*rate_columns(plan, self._replica, plan.step + first, count), strict=True))
+        momenta: Sequence[Sequence[Any]] = momentum_columns(plan, plan.step + first, count)
+        self._momentum_name = _momentum_name(self._optimizer) if momenta else ""
         if self._momentum_name == "betas":
-            others = [group["betas"][1:] for group in groups]
-            self._momenta = [
-                [(m, *rest) for m, rest in zip(row, others, strict=True)] for row in self._momenta
+            momenta = [
+                list(zip(column, *map(repeat, group["betas"][1:])))  # noqa: B905 - endless repeats
+                for column, group in zip(momenta, groups, strict=True)
             ]
+        self._momenta = list(zip(*momenta, strict=True))
 
 
 def has_momentum(optimizer: Optimizer) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hdet_ray.optim.averaging import Averager
+from hdet_ray.optim.buckets import pieces
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.snapshot import Snapshot, optimizer_tensors
 
@@ -72,6 +73,11 @@ class Weights:
         """The weights were replaced from outside: the next update begins a new boundary."""
         self._has_snapshot = False
 
+    def release_snapshot(self) -> None:
+        """The run has ended: nothing is put back any more, and the copy's memory is free."""
+        self._snapshot.release()
+        self._has_snapshot = False
+
     @torch.no_grad()
     def is_finite(self) -> bool:
         """All floating parameters and buffers are finite; one host-device sync."""
@@ -102,15 +108,19 @@ class Weights:
             return 0
         weights = self._rank_weights(replica_weights)
         averaged, counted = self._state_tensors()
-        num_bytes = 0
-        if not self._averages_optimizer_state:
-            if all(replica_weights):
-                averaged, counted = [], []
-            elif replica_weights[self._collective.replica]:
-                # Healthy replicas keep their own moments; they lend copies to the one that lost its.
-                averaged, counted = [t.clone() for t in averaged], [t.clone() for t in counted]
-        everything = [*self.parameters, *self.buffers, *averaged]
-        num_bytes += Averager(everything, group=peers, source_tensors=counted).average(weights)
+        everything = [*self.parameters, *self.buffers]
+        if self._averages_optimizer_state:
+            everything += averaged
+            return Averager(everything, group=peers, source_tensors=counted).average(weights)
+        num_bytes = Averager(everything, group=peers).average(weights)
+        if not all(replica_weights):
+            # Healthy replicas keep their own moments; they lend copies to the one that lost its.
+            keeps_own = replica_weights[self._collective.replica] > 0
+            for piece in pieces(averaged):  # piece by piece: all of them at once would be two copies more
+                lent = [t.clone() for t in piece] if keeps_own else piece
+                num_bytes += Averager(lent, group=peers).average(weights)
+            lent = [t.clone() for t in counted] if keeps_own else counted
+            num_bytes += Averager([], group=peers, source_tensors=lent).average(weights)
         return num_bytes
 
     @contextmanager

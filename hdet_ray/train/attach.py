@@ -79,6 +79,7 @@ def attach(
             "attach() was called twice in this worker; a run has one schedule, so fit another run for another"
         )
     bridge.is_attached = True
+    bridge.clear_staged()
     scaler = {} if scheduler.grad_scaler is None else {"grad_scaler": scheduler.grad_scaler}
     attachment = _Attachment(scheduler, bridge, sampler, scaler | dict(extra or {}))
     attachment.open_ledger()
@@ -138,7 +139,7 @@ class _Attachment:
             self._restore(load(folder))
             if found.has_user_files and self.collective.rank == 0:
                 # The user's next checkpoint may come before our next boundary.
-                staged = StagedCheckpoint()
+                staged = self.bridge.new_staged()
                 shutil.copytree(folder, staged.folder, dirs_exist_ok=True)
                 self.bridge.stage(staged)
 
@@ -147,6 +148,9 @@ class _Attachment:
         self.bridge.own_metrics = _metrics(event)
         self._rounds_unsaved += 1
         if not event.is_last and self._rounds_unsaved < self.bridge.checkpoint_every_rounds:
+            return
+        if not self.bridge.saves_checkpoints:
+            self.bridge.publish(None)
             return
         note = _RankNote(
             rng=capture_rng(),
@@ -217,7 +221,7 @@ class _Attachment:
             )
 
     def _save(self, event: BoundaryEvent, notes: list[_RankNote]) -> StagedCheckpoint:
-        staged = StagedCheckpoint()
+        staged = self.bridge.new_staged()
         save(
             staged.folder,
             model=_model_of(self.scheduler),

@@ -21,7 +21,8 @@ def bucket_order(model: nn.Module) -> list[int] | None:
     ddp = ddp_of(model)
     if ddp is None:
         return None
-    layout = str(ddp._get_ddp_logging_data().get("rebuilt_per_bucket_param_indices", ""))
+    logged = ddp._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    layout = str(logged.get("rebuilt_per_bucket_param_indices", ""))
     order = [int(index) for index in layout.replace(",", " ").split()]
     return order or None
 

@@ -38,8 +38,9 @@ _BRIDGE = "_hdet_bridge"
 class StagedCheckpoint:
     """A finished checkpoint in a local folder, which goes with the last reference to it."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="hdet-checkpoint-"))
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=root))
         # Uploads run in Ray's thread and may be repeated: only "nobody holds it" says that it is done.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
@@ -73,6 +74,19 @@ class ReportBridge:
     def newest_checkpoint(self) -> Checkpoint | None:
         """What Ray would resume from, the user's or ours."""
         return self._get_newest()
+
+    def new_staged(self) -> StagedCheckpoint:
+        """An empty folder for the next checkpoint."""
+        return StagedCheckpoint(_staging_root())
+
+    def clear_staged(self) -> None:
+        """Delete what workers of an earlier attempt left behind: one that is killed tidies up nothing."""
+        if self.saves_checkpoints and ray.train.get_context().get_local_rank() == 0:
+            shutil.rmtree(_staging_root(), ignore_errors=True)
+
+    def close(self) -> None:
+        """The user's loop has ended: nothing is staged any more. Uploads under way keep their folders."""
+        self._staged = None
 
     def stage(self, staged: StagedCheckpoint) -> None:
         """Keep a checkpoint for the user's next ones to carry."""
@@ -184,6 +198,11 @@ def has_user_files(checkpoint: Checkpoint) -> bool:
     filesystem, path = resolve(checkpoint.path, checkpoint.filesystem)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return any(info.base_name != HDET_FOLDER for info in infos)
+
+
+def _staging_root() -> Path:
+    # Below Ray's session, which is where people look for what fills their disk.
+    return Path(ray.train.get_context().get_storage().local_working_directory) / "hdet-staged"
 
 
 class _Upload:

@@ -91,12 +91,13 @@ def _within_session(
 ) -> TrainLoop:
     @functools.wraps(user_loop)  # Ray reads the signature to see whether the loop takes a config
     def loop(*config: Any) -> Any:
-        bridge_reports(checkpoint_every_rounds)
+        bridge = bridge_reports(checkpoint_every_rounds)
         set_session(Session(mesh=_mesh(ranks_per_replica), collective_timeout_s=collective_timeout_s))
         try:
             return user_loop(*config)
         finally:
             set_session(None)
+            bridge.close()
 
     return loop
 

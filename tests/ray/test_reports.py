@@ -16,14 +16,14 @@ from ray.train.torch import TorchTrainer
 from torch import nn
 
 from hdet_ray.train.checkpoints import save
-from hdet_ray.train.reports import StagedCheckpoint, bridge_reports
+from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
-def staged(round: int) -> StagedCheckpoint:
+def staged(bridge: ReportBridge, round: int) -> StagedCheckpoint:
     model = nn.Linear(2, 1)
-    result = StagedCheckpoint()
+    result = bridge.new_staged()
     save(
         result.folder,
         model=model,
@@ -53,7 +53,7 @@ class Recorder(UserCallback):  # type: ignore[misc]
             stream.write(json.dumps([metrics[0], checkpoint is not None]) + "\n")
 
 
-def what_is_found(bridge: Any) -> dict[str, bool]:
+def what_is_found(bridge: ReportBridge) -> dict[str, bool]:
     return {
         "user_finds_one": ray.train.get_checkpoint() is not None,
         "we_find_one": bridge.newest_checkpoint() is not None,
@@ -66,7 +66,7 @@ def first_run() -> None:
     report(what_is_found(bridge))
     report({"loss": 0.5, "epoch": 3})
     bridge.own_metrics = {"hdet/round": 7}
-    bridge.publish(staged(7) if rank == 0 else None)
+    bridge.publish(staged(bridge, 7) if rank == 0 else None)
 
 
 def second_run() -> None:
@@ -74,9 +74,13 @@ def second_run() -> None:
     bridge = bridge_reports()
     report(what_is_found(bridge))
     if rank == 0:
-        bridge.stage(staged(8))
+        bridge.stage(staged(bridge, 8))
     bridge.own_metrics = {"hdet/round": 8}
-    report({"loss": 0.4}, checkpoint=user_checkpoint("a") if rank == 0 else None)
+    report(
+        {"loss": 0.4},
+        checkpoint=user_checkpoint("a") if rank == 0 else None,
+        delete_local_checkpoint_after_upload=True,
+    )
     report({"loss": 0.3, "user_finds_one": ray.train.get_checkpoint() is not None})
 
 

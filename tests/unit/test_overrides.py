@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hdet_ray.config import Auto, Fixed, Paper
+from hdet_ray.config import Fixed, Paper
 from hdet_ray.core.decide import decide, start
 from hdet_ray.core.overrides import Freeze, Override, OverrideRecord, Removal, SetBounds
 from hdet_ray.core.plan import Plan, value_at
@@ -389,12 +389,3 @@ def test_after_a_search_the_found_rate_can_be_set_scaled_and_freed() -> None:
     assert peak(plan) == 5e-3
     state, plan = step(state, plan)
     assert peak(plan) == pytest.approx(1e-3 * math.e)
-
-
-def test_auto_names_its_own_alpha_only() -> None:
-    state, plan = searched(controller=Auto(alpha=0.1))
-    assert plan.phase == "fan_out"
-    _, plan = step(state, plan, set_rate(5e-3))
-    assert [value_at(plan, "lr", 0, r, plan.step) for r in range(4)] == pytest.approx(
-        [plan.base["lr", 0] * m for m in plan.values["lr", 0]]
-    )

@@ -206,7 +206,7 @@ def test_the_verdict_quotes_the_gap_that_was_closed() -> None:
         pytest.param({"auto_loss": 3.5}, "did not help", id="worse-than-plain"),
         pytest.param({"auto_loss": None}, "failed here", id="not-finite"),
         pytest.param({"plain_loss": 1.9}, "no gap to close", id="plain-was-best"),
-        pytest.param({"found_rate": None}, "no search", id="too-short"),
+        pytest.param({"found_rate": None}, "too few for a search", id="too-short"),
         pytest.param({"is_suspect": True}, "suspect", id="suspect"),
         pytest.param({"auto_loss": 1.9}, "5.0% ahead of the tuned run", id="ahead"),
         pytest.param({"tuned_loss": None}, "nothing to compare with", id="tuned-not-finite"),
