@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+_COLLECTIVE_TIMEOUT = timedelta(minutes=2)
 
 
 def measure_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -> Any:
@@ -24,39 +27,21 @@ def measure_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any) -
         What it returned on rank 0.
 
     Raises:
-        SystemExit: a rank failed; its traceback stands in the output.
+        ProcessRaisedException: a rank failed; the others are ended.
     """
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(
-                target=_run_rank, args=(function, rank, num_ranks, f"{folder}/store", args, answers)
-            )
-            for rank in range(num_ranks)
-        ]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-    if any(process.exitcode for process in ranks):
-        raise SystemExit("a rank failed; its traceback stands above")
-    return answers.get()
+        mp.spawn(_run_rank, args=(function, num_ranks, args, folder), nprocs=num_ranks, join=True)
+        return torch.load(Path(folder) / "answer.pt", weights_only=False)
 
 
 def _run_rank(
-    function: Callable[..., Any], rank: int, num_ranks: int, store: str, args: tuple[Any, ...], answers: Any
+    rank: int, function: Callable[..., Any], num_ranks: int, args: tuple[Any, ...], folder: str
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=num_ranks,
-        timeout=timedelta(minutes=10),
-    )
+    store = dist.FileStore(str(Path(folder) / "store"), num_ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=_COLLECTIVE_TIMEOUT)
     answer = function(*args)
     if rank == 0:
-        answers.put(answer)
+        torch.save(answer, Path(folder) / "answer.pt")
     dist.barrier()
     dist.destroy_process_group()

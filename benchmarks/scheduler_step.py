@@ -92,19 +92,19 @@ def compare_steps(num_groups: int, rounds: int) -> dict[str, list[float]]:
         ("torch", "torch's update", torch_optimizer, theirs.step, ()),
     ]
     for _ in range(rounds):
+        advance(CHUNK_STEPS)
+        dist.barrier()  # Rank 1 waits while rank 0 is timed, and takes the same steps afterwards.
         if dist.get_rank() == 0:
-            advance(CHUNK_STEPS)
             for _ in range(BLOCKS_PER_ROUND):
                 sides.reverse()
                 for step_name, update_name, optimizer, step, arguments in sides:
                     update_us, step_us = time_block(optimizer, step, arguments)
                     us[step_name].append(step_us)
                     us[update_name].append(update_us)
-            advance(CHUNK_STEPS - 1)
-        dist.barrier()  # Rank 1 takes its steps only now: nothing of this run competes with the timed ones.
+        dist.barrier()
         if dist.get_rank() != 0:
-            advance(ROUND_STEPS - 1)
-        advance(1)
+            advance(BLOCKS_PER_ROUND * CHUNK_STEPS)
+        advance(CHUNK_STEPS)
     return us
 
 

@@ -104,7 +104,7 @@ class RunTable:
             f"{plan.phase:<7}",
             f"step {done.end_step:>{len(str(total))}}/{total}",
             f"base rate {rate_text(_base_rate(done))}",
-            f"replicas {spread}",
+            f"replicas {'try' if plan.is_search else 'end at'} {spread}",
             f"loss {_losses_in_line(done)}",
         ]
         if done.after.search is not None:

@@ -134,7 +134,8 @@ class OneCycle:
             limit = stop if phase == len(ends) - 1 else min(math.floor(end) + 1, stop)
             positions, begin = range(begin, limit), max(begin, limit)
             length = end - start
-            fractions = [(position - start) / length for position in positions] if length else [1.0] * len(positions)
+            # A short stretch can leave a phase without length: it is over as soon as it begins.
+            fractions = [(position - start) / length if length else 1.0 for position in positions]
             start = end
             edges = zip(columns, corners[phase], corners[phase + 1], strict=True)
             if self.anneal_strategy == "cos":

@@ -165,17 +165,18 @@ def rate_columns(plan: Plan, replica: int, first: int, count: int) -> list[list[
     groups = range(sum(name == RATE for name, _ in plan.values))
     multipliers = [plan.values[RATE, g][replica] for g in groups]
     if plan.shape == "one_cycle" and plan.cycle is not None:
-        centres = plan.cycle.lr_columns(first - plan.search_steps, count, plan.total_steps - plan.search_steps)
+        position, length = first - plan.search_steps, plan.total_steps - plan.search_steps
+        centres = plan.cycle.lr_columns(position, count, length)
         scales = [plan.scale[RATE, g] for g in groups]
         factors = zip(centres, scales, multipliers, strict=True)
-        # Not multiplied beforehand: another order of the factors would differ from `value_at` in the last bit.
+        # Factor by factor, as in `value_at`: another order differs in the last bit.
         return [[rate * scale * multiplier for rate in column] for column, scale, multiplier in factors]
     steps = range(first, first + count)
     return [[centre_rate(plan, g, step) * multipliers[g] for step in steps] for g in groups]
 
 
 def momentum_columns(plan: Plan, first: int, count: int) -> list[list[float]]:
-    """The cycled momentum at ``count`` steps from ``first`` on, a list for each group; none without cycling."""
+    """The cycled momentum at ``count`` steps from ``first`` on, one list a group; empty if none cycles."""
     if plan.cycle is None or not plan.cycle.cycle_momentum:
         return []
     if plan.shape == "trial":

@@ -56,8 +56,8 @@ class TeamSync:
     def first_nonfinite(self) -> int | None:
         """How many buckets of this rank's own gradients were finite before its first that was not.
 
-        Reading it begins the count anew. One host-device sync a device. A shared gradient spoils everyone's weights, and with them all later
-        gradients: the rank with the smallest number is the one that brought it.
+        Reading it begins the count anew; one host-device sync a device. A shared gradient spoils everyone's
+        weights, and with them all later gradients: the rank with the smallest number brought it.
 
         Returns:
             The number since the last call, None if all were finite.

@@ -58,6 +58,10 @@ def resolve(
         ConfigError: An unknown name, a target that isn't there, a setting outside its range, a momentum that
             the base schedule moves, a regularizer without a probe, or the same target twice.
     """
+    if isinstance(hyperparameters, str | HyperparameterLike):
+        raise ConfigError(
+            f"hyperparameters={hyperparameters!r} is one alone; pass a list: [{hyperparameters!r}]"
+        )
     bound: list[BoundHyperparameter] = []
     for given in hyperparameters:
         bound += _from_name(given).bind(optimizer, model)

@@ -72,22 +72,6 @@ class Probe:
             )
         return total / count
 
-    def rehearse_backward(self) -> None:
-        """Run one backward pass through the probe and leave no trace but the order of DDP's buckets; collective.
-
-        DDP lays its buckets out anew after its first backward pass, and with three ranks or more another layout
-        sums in another order. A resumed run rehearses that first pass here, so that its first step sums as
-        the unbroken run's did. A probe that is not differentiable is left alone.
-        """
-        gradients = [parameter.grad for parameter in self._module.parameters()]
-        with _eval_mode(self._module), _silent_ddp(self._module), _forked_random_state(self._module):
-            with torch.enable_grad():
-                loss = self._call(0)
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                loss.backward()
-        for parameter, gradient in zip(self._module.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-
     def _call(self, k: int) -> Any:
         _seed_all(self._module, self._seed, k)
         try:

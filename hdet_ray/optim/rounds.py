@@ -100,8 +100,6 @@ class Rounds:
         self._is_open = False
         self._prepare_teams()
         self.weights.forget_snapshot()
-        if self._probe is not None and self._sync is not None and state.calls > 0:
-            self._probe.rehearse_backward()
         self._enter_plan()
 
     def before_forward(self) -> None:

@@ -59,7 +59,8 @@ class HDETOneCycleLR(ReplicaScheduler):
         controller: ``"auto"``, ``"paper"``, ``"fixed"``, or an `Auto`, `Paper` or `Fixed` with its settings.
         model: The model; wrapped in DistributedDataParallel where several ranks train it.
         probe: ``probe(k)`` gives the loss of the current weights on probe batch number k: the same
-            samples for the same k on every rank. Called in eval mode, without gradients, under a forked random state.
+            samples for the same k on every rank. Called in eval mode, without gradients, under a forked
+            random state.
         probe_samples: How many samples one call of the probe holds.
         hyperparameters: Further scalars to explore during training.
         seed: Seed of assignments, probes' random state and warm noise.
@@ -212,7 +213,9 @@ class HDETScheduler(ReplicaScheduler):
         parts = assemble(arguments)
         self.total_steps = parts.config.total_steps
         self._own_rates = [float(rate) for rate in base.get_last_lr()]
-        super().__init__(optimizer, base.last_epoch)
+        super().__init__(
+            optimizer, getattr(base, "last_epoch", 0)
+        )  # a ChainedScheduler counts nothing itself
         self._begin(optimizer, parts)
         self._base_steps = 0
         self._enter_round()

@@ -19,6 +19,7 @@ from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.state import ScheduleState, state_to_json
 from hdet_ray.exceptions import ConfigError, ScheduleExhaustedError
+from hdet_ray.optim.bucket_order import bucket_order, replay_bucket_order
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
 from hdet_ray.optim.rounds import BoundaryEvent, Rounds
@@ -159,6 +160,7 @@ class ReplicaScheduler(LRScheduler):
             "calls_in_round": self._calls_in_round,
             "moved_in_round": self._moved_in_round,
             "skipped": list(self._skipped),
+            "bucket_order": bucket_order(self.model),
         }
         if self._calls_in_round:
             state["num_replicas"] = self.plan.num_replicas
@@ -186,6 +188,7 @@ class ReplicaScheduler(LRScheduler):
             state.config, self.collective.num_replicas, is_searching=state.is_searching
         )
         self._rounds.restore(state)
+        replay_bucket_order(self.model, state_dict.get("bucket_order") or ())
         self._watch_first_forward()
         same_size = state_dict.get("num_replicas") == self.plan.num_replicas
         if not (state_dict["calls_in_round"] and same_size):
@@ -266,8 +269,8 @@ class ReplicaScheduler(LRScheduler):
         if self.plan.num_steps == 0:
             self._enter_round()  # as if it had not been called
             raise ScheduleExhaustedError(
-                f"step {self.last_epoch + 1} lies past total_steps={self.total_steps}; stop the loop there, or "
-                "give the schedule more steps"
+                f"step {self.last_epoch + 1} lies past total_steps={self.total_steps}; stop the loop there, "
+                "or give the schedule more steps"
             )
         event = self._rounds.end_round(
             self._window.values(self._calls_in_round),

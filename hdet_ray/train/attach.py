@@ -24,7 +24,6 @@ from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError
 from hdet_ray.optim.control import LocalControl
 from hdet_ray.optim.rounds import BoundaryEvent
 from hdet_ray.optim.stepping import ReplicaScheduler
-from hdet_ray.train.bucket_order import bucket_order, replay_bucket_order
 from hdet_ray.train.checkpoints import Loaded, load, restore, restore_rank, save
 from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.ledger import RunLedger
@@ -105,7 +104,6 @@ class _RankNote:
     sampler: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     """Its state, where replicas keep their own."""
-    bucket_order: list[int] | None
     reports_checkpoints: bool
     is_behind: bool
 
@@ -158,7 +156,6 @@ class _Attachment:
             optimizer=None
             if self.scheduler.averages_optimizer_state
             else self.scheduler.optimizer.state_dict()["state"],
-            bucket_order=bucket_order(_model_of(self.scheduler)),
             reports_checkpoints=self.bridge.user_reports_checkpoints,
             is_behind=self.bridge.is_behind,
         )
@@ -197,9 +194,7 @@ class _Attachment:
 
     def _restore(self, loaded: Loaded) -> None:
         scheduler, collective = self.scheduler, self.collective
-        model = _model_of(scheduler)
-        schedule = restore(loaded, model, scheduler.optimizer, extra=self.extra)
-        replay_bucket_order(model, loaded.ranks[0]["bucket_order"] or ())
+        schedule = restore(loaded, _model_of(scheduler), scheduler.optimizer, extra=self.extra)
         scheduler.load_state_dict(schedule)
         _require_planned_rates(scheduler)
         restore_rank(
@@ -227,10 +222,7 @@ class _Attachment:
             model=_model_of(self.scheduler),
             optimizer=self.scheduler.optimizer,
             schedule=self.scheduler.state_dict(),
-            ranks=[
-                {name: getattr(note, name) for name in ("rng", "sampler", "optimizer", "bucket_order")}
-                for note in notes
-            ],
+            ranks=[{"rng": n.rng, "sampler": n.sampler, "optimizer": n.optimizer} for n in notes],
             round=event.state.round,
             step=self.scheduler.iterations,
             extra={name: item.state_dict() for name, item in self.extra.items()},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hdet_ray.train.bucket_order import bucket_order, replay_bucket_order
+from hdet_ray.optim.bucket_order import bucket_order, replay_bucket_order
 from tests.distributed.ranks import run_on_ranks
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from hdet_ray.optim.gradient_sync import ddp_of
 
 
-def bucket_order(model: nn.Module) -> list[int] | None:
+def bucket_order(model: nn.Module | None) -> list[int] | None:
     """The parameters' indices in the order of DDP's buckets, or None where DDP has not laid them out anew."""
     ddp = ddp_of(model)
     if ddp is None:
@@ -27,7 +27,7 @@ def bucket_order(model: nn.Module) -> list[int] | None:
     return order or None
 
 
-def replay_bucket_order(model: nn.Module, order: Sequence[int]) -> None:
+def replay_bucket_order(model: nn.Module | None, order: Sequence[int]) -> None:
     """Make DDP lay its buckets out in this order, by one backward pass of zeros. Every rank calls it.
 
     Gradients are as before when it returns. An order of another model's parameters is ignored: it can
