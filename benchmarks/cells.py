@@ -30,8 +30,8 @@ PARTS = ("sweep", *ARMS)
 PLAIN_ARMS = ("sweep", "plain")
 """One-cycle alone: one round without boundaries, that nothing judges and nothing rolls back."""
 
-_HALF_DECADES = {"adamw": range(-8, 0), "sgd": range(-5, 3)}
-"""The sweep's rates are ``10 ** (e / 2)`` for these e."""
+_HALF_DECADES = {"adamw": range(-8, 0), "sgd": range(-5, 3), "adamw repeated": range(-11, -3)}
+"""The sweep's rates are ``10 ** (e / 2)`` for these e: by optimizer, or by optimizer and variant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,8 @@ class Cell:
     @property
     def rates(self) -> list[float]:
         """Rates of the sweep, half a decade apart."""
-        return [10 ** (e / 2) for e in _HALF_DECADES[self.optimizer]]
+        name = f"{self.optimizer} {self.variant}"
+        return [10 ** (e / 2) for e in _HALF_DECADES.get(name, _HALF_DECADES[self.optimizer])]
 
     def settings(self) -> Any:
         """The workload's settings, of seed 0."""

@@ -260,22 +260,34 @@ def _after_pair(search: Search, settings: Auto) -> Search:
     pooled = pool(search.points, "pairs")
     live = [p for p in pooled if not p.is_dead]
     best = _best(live) if live else None
-    step = settings.pair_spacing
     if search.pairs < settings.max_pairs:
-        if best is None or best.c == pooled[0].c:
-            edge = pooled[0].c
-            further = [_clip(edge - step, search), _clip(edge - 2 * step, search)]
-        elif best.c == pooled[-1].c:
-            edge = pooled[-1].c
-            further = [_clip(edge + step, search), _clip(edge + 2 * step, search)]
-        else:
-            further = []
-        pair = _distinct(sorted(c for c in further if abs(c - edge) > 1e-9)) if further else ()
+        pair = _next_pair(search, settings, pooled, best)
         if pair:
             return _pairs_or_done(search, pair, fallback=best.c if best else pooled[0].c)
     if best is None:
         return replace(search, stage="done", result=None)
     return _conclude(search, settings, pooled, best)
+
+
+def _next_pair(
+    search: Search, settings: Auto, pooled: Sequence[Point], best: Point | None
+) -> tuple[float, ...]:
+    """Further out while the best is an end point; else, if it lies above c0, the first pair once more.
+
+    One lucky trial can carry a search upwards, and too high a rate costs a run most: what is tried again is
+    averaged with what was.
+    """
+    step = settings.pair_spacing
+    if best is None or best.c == pooled[0].c:
+        edge, further = pooled[0].c, (-2 * step, -step)
+    elif best.c == pooled[-1].c:
+        edge, further = pooled[-1].c, (step, 2 * step)
+    else:
+        tried = [p.c for p in search.points if p.phase == "pairs"]
+        is_above = best.c > round(tried[0], 9)
+        return tuple(tried[:2]) if is_above and tried.count(tried[0]) == 1 else ()
+    outwards = (_clip(edge + move, search) for move in further)
+    return _distinct([c for c in outwards if abs(c - edge) > 1e-9])
 
 
 def _conclude(search: Search, settings: Auto, pooled: Sequence[Point], best: Point) -> Search:

@@ -74,14 +74,15 @@ class Bucket:
 class Staging:
     """The memory of flat tensors: two per dtype and device, used in turn, each of the largest bucket's size.
 
-    They are made at first use and kept: on a host, faulting fresh pages in costs more than the copies do.
+    One where there is one bucket. They are made at first use and kept: on a host, faulting fresh pages in
+    costs more than the copies do.
     """
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._numel: dict[tuple[torch.dtype, torch.device], int] = defaultdict(int)
+        self._numel: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
         for bucket in buckets:
-            key = (bucket.dtype, bucket.device)
-            self._numel[key] = max(self._numel[key], bucket.numel)
+            if not bucket.is_in_place:
+                self._numel[bucket.dtype, bucket.device].append(bucket.numel)
         self._flats: dict[tuple[torch.dtype, torch.device], deque[Tensor]] = {}
 
     def flat_for(self, bucket: Bucket) -> Tensor:
@@ -90,8 +91,9 @@ class Staging:
             return bucket.tensors[0].detach().view(-1)
         key = (bucket.dtype, bucket.device)
         if key not in self._flats:
+            numels = self._numel[key]
             self._flats[key] = deque(
-                torch.empty(self._numel[key], dtype=bucket.dtype, device=bucket.device) for _ in range(2)
+                torch.empty(max(numels), dtype=bucket.dtype, device=bucket.device) for _ in numels[:2]
             )
         self._flats[key].rotate()
         return self._flats[key][0][: bucket.numel]

@@ -6,6 +6,7 @@ process group each bucket is averaged. With the whole world as team, every bit i
 
 # No postponed annotations in this file: DDP compares the hook's annotations with the types themselves.
 
+import weakref
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hdet_ray.exceptions import ConfigError
+from hdet_ray.optim.gradient_flags import GradientFlags
 
 
 class TeamSync:
@@ -29,13 +31,15 @@ class TeamSync:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = _require_ddp(model)
-        self._group: dist.ProcessGroup | None = self._model.process_group
-        self._size: int = self._model.process_group.size()
-        self._syncs_buffers = bool(getattr(self._model, buffer_switch(self._model)))
-        self._nonfinite: dict[torch.device, Tensor] = {}
-        self._clean_buckets: dict[torch.device, Tensor] = {}
-        _register(self._model, self)
+        ddp = _require_ddp(model)
+        # DDP's reducer keeps this object where Python's collector does not look: held in return, the model
+        # would never be freed.
+        self._model = weakref.ref(ddp)
+        self._group: dist.ProcessGroup | None = ddp.process_group
+        self._size: int = ddp.process_group.size()
+        self._syncs_buffers = bool(getattr(ddp, buffer_switch(ddp)))
+        self._flags = GradientFlags()
+        _register(ddp, self)
 
     def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
         """Average gradients over ``group`` from the next backward pass on.
@@ -51,7 +55,9 @@ class TeamSync:
         """
         self._group = group if size > 1 else None
         self._size = size
-        setattr(self._model, buffer_switch(self._model), self._syncs_buffers and is_whole_world)
+        model = self._model()
+        if model is not None:
+            setattr(model, buffer_switch(model), self._syncs_buffers and is_whole_world)
 
     def first_nonfinite(self) -> int | None:
         """How many buckets of this rank's own gradients were finite before its first that was not.
@@ -62,14 +68,11 @@ class TeamSync:
         Returns:
             The number since the last call, None if all were finite.
         """
-        found = [int(self._clean_buckets[d]) for d, flag in self._nonfinite.items() if bool(flag)]
-        for tensor in (*self._nonfinite.values(), *self._clean_buckets.values()):
-            tensor.zero_()
-        return min(found, default=None)
+        return self._flags.first_nonfinite()
 
     def start(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
         """Begin averaging a bucket, a flat tensor of this rank's gradients; the future holds the mean."""
-        self._note_nonfinite(gradients)
+        self._flags.note(gradients)
         if self._group is None:
             return _completed(gradients)
         # Multiplied before the sum, as DDP itself does: dividing rounds differently where the size is odd.
@@ -77,18 +80,6 @@ class TeamSync:
         work = dist.all_reduce(gradients, group=self._group, async_op=True)
         mean: torch.futures.Future[Tensor] = work.get_future().then(_first_tensor)
         return mean
-
-    def _note_nonfinite(self, gradients: Tensor) -> None:
-        # One NaN or infinity makes the sum one too. Narrow floats are summed in 32 bits, where finite ones
-        # don't overflow. The flag stays on the device: nothing waits for it before the boundary.
-        total = gradients.sum(dtype=torch.float32 if gradients.dtype.itemsize < 4 else None)
-        device = gradients.device
-        if device not in self._nonfinite:
-            self._nonfinite[device] = torch.zeros((), dtype=torch.bool, device=device)
-            self._clean_buckets[device] = torch.zeros((), dtype=torch.int64, device=device)
-        flag = self._nonfinite[device]
-        flag.logical_or_(torch.isfinite(total).logical_not_())
-        self._clean_buckets[device].add_(flag.logical_not())
 
 
 def team_hook(

@@ -38,6 +38,25 @@ def set_momentum(group: dict[str, Any], value: float) -> None:
         )
 
 
+def separate_entries(optimizer: Optimizer) -> None:
+    """Give each parameter group tensors of its own: torch hands a default's one tensor to all groups."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name != "params":
+                group[name] = _separate(value, seen)
+
+
+def _separate(value: Any, seen: set[int]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_separate(item, seen) for item in value)
+    if not isinstance(value, Tensor):
+        return value
+    own = value.clone() if id(value) in seen else value
+    seen.add(id(own))
+    return own
+
+
 def group_indices(optimizer: Optimizer, groups: Sequence[int] | None, entry: str) -> list[int]:
     """The parameter groups meant, each of which must have the entry."""
     num_groups = len(optimizer.param_groups)

@@ -139,8 +139,8 @@ class Rounds:
                 self.control.resume(self.state)
             except HDETError as raised:
                 error = raised
-            except OSError as raised:
-                error = CollectiveError(f"rank 0 could not open the run: {raised}")
+            except Exception as raised:  # a control may be anyone's: the others must not wait for rank 0
+                error = CollectiveError(f"rank 0 could not open the run: {type(raised).__name__}: {raised}")
                 error.__cause__ = raised
         self.collective.agree(error)
 
@@ -327,7 +327,7 @@ class Rounds:
                 answer = self.control.exchange(self.state, report)
             except HDETError as raised:
                 error = raised
-            except OSError as raised:
+            except Exception as raised:  # a control may be anyone's: the others must not wait for rank 0
                 error = CollectiveError(
                     f"rank 0 could not exchange the report of round {report.round}: {raised}"
                 )

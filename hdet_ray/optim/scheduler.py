@@ -74,7 +74,8 @@ class HDETOneCycleLR(ReplicaScheduler):
         max_rollbacks: Rollbacks in a row before the run fails.
         thresholds: When a replica counts as unhealthy.
         grad_scaler: The loop's GradScaler: its state is put back with the weights, and a step that it
-            skips is no step of the schedule.
+            skips is no step of the schedule (but where a fused optimizer skips inside its kernel on an
+            accelerator, which can't be seen without waiting for the device).
 
     Raises:
         ConfigError: on every rank, before any training step; names the value, its bound and the remedy.

@@ -26,6 +26,7 @@ from hdet_ray.exceptions import ConfigError, HDETError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control, LocalControl
 from hdet_ray.optim.gradient_sync import TeamSync, ddp_of
+from hdet_ray.optim.group_entries import separate_entries
 from hdet_ray.optim.hyperparameters import BoundHyperparameter, HyperparameterLike, resolve
 from hdet_ray.optim.mesh import current_session
 from hdet_ray.optim.noise import add_warm_noise
@@ -105,6 +106,7 @@ def assemble(arguments: RunArguments) -> Parts:
     config = prepared.config
     _check_equal(collective, a, config)
     tied = _on_every_rank(collective, lambda: _tie(a, config, collective))
+    separate_entries(a.optimizer)
     ddp = ddp_of(a.model)
     module = a.model if ddp is None else ddp.module
     weights = Weights(
@@ -230,6 +232,7 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
         )
     if a.probe is not None and model is None:
         raise ConfigError("probe= needs model=: it is called with the model in eval mode; pass the model")
+    _check_wrapped_ranks(ddp_of(model), collective)
     if collective.num_replicas == 1 and collective.ranks_per_replica == 1:
         return
     if isinstance(controller, Auto) and not is_ddp:
@@ -255,10 +258,24 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
         )
 
 
+def _check_wrapped_ranks(ddp: DistributedDataParallel | None, collective: Collective) -> None:
+    """The ranks that DDP made equal are those of the run."""
+    if ddp is None:
+        return
+    wrapped = sorted(dist.get_process_group_ranks(ddp.process_group))
+    run = sorted(rank for row in collective.grid for rank in row)
+    if wrapped != run:
+        raise ConfigError(
+            f"model is wrapped on ranks {wrapped}, but the run has ranks {run}; give DistributedDataParallel "
+            "and the scheduler the same process_group="
+        )
+
+
 def _is_sharded(a: RunArguments) -> bool:
-    kinds = {kind for module in (a.model.modules() if a.model else ()) for kind in type(module).__mro__}
-    kinds |= {kind for group in a.optimizer.param_groups for p in group["params"] for kind in type(p).__mro__}
-    return bool({kind.__name__ for kind in kinds} & {"FSDPModule", "FullyShardedDataParallel", "DTensor"})
+    modules = [] if a.model is None else list(a.model.modules())
+    parameters = [p for group in a.optimizer.param_groups for p in group["params"]]
+    kinds = {kind.__name__ for x in (*modules, *parameters) for kind in type(x).__mro__}
+    return bool(kinds & {"FSDPModule", "FullyShardedDataParallel", "DTensor"})
 
 
 def _check_equal(collective: Collective, a: RunArguments, config: ScheduleConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -253,11 +254,12 @@ class ReplicaScheduler(LRScheduler):
         "after it."""
         if self._forward_watch is not None:
             self._forward_watch.remove()
-        if self.model is None:
+        if self.model is None or self.collective.world_size == 1:
             return
         rounds = self._rounds
 
         # A function, not a method: a deep copy of the model must not copy the scheduler.
+        @torch.compiler.disable
         def before_forward(module: nn.Module, _: Any) -> None:
             if module.training:
                 rounds.before_forward()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from hdet_ray.exceptions import ConfigError
@@ -33,7 +35,8 @@ class UpdateCounter:
         self._updates = 0
         self._skips = 0
         self._knows_skips = grad_scaler is not None
-        optimizer.register_step_pre_hook(before_first)
+        # Kept out of compiled steps: what an attempt's first update brings about is no part of their graph.
+        optimizer.register_step_pre_hook(torch.compiler.disable(before_first))
         optimizer.register_step_post_hook(self._count_update)
 
     def count_call(self) -> bool:
@@ -59,5 +62,10 @@ class UpdateCounter:
             )
         return True
 
-    def _count_update(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+    def _count_update(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        # GradScaler calls a fused optimizer for a skipped step too, and it skips inside. On an accelerator
+        # that stays unseen and counts: looking would cost a sync with the device at each step.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor) and found_inf.is_cpu and found_inf.item():
+            return
         self._since_call += 1

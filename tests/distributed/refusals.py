@@ -23,7 +23,7 @@ LOCAL = Fixed(alpha=1 / 9, sync_every=10, gradient_sync="local")
 
 def make(net: nn.Module | None = None, *, is_wrapped: bool = True, **settings: Any) -> HDETOneCycleLR:
     """A scheduler on a small net; what is set differs from case to case."""
-    net = net or loops.make_net()
+    net = loops.make_net() if net is None else net
     model = loops.wrap(net) if is_wrapped else net
     optimizer = settings.pop("optimizer", None) or loops.make_optimizer("sgd", model)
     given = {"max_lr": 0.01, "total_steps": 400, "controller": SHARED, "model": model, "seed": 0, **settings}

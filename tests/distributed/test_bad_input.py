@@ -211,6 +211,11 @@ CONSTRUCTORS: dict[str, Case] = {
         ConfigError,
         "is sharded",
     ),
+    "a model wrapped on other ranks": (
+        lambda r: make(process_group=dist.new_group([r], use_local_synchronization=True)),
+        ConfigError,
+        r"wrapped on ranks \[0, 1\], but the run has ranks \[[01]\]; give .* the same process_group=",
+    ),
     "warm noise before a search": (
         lambda r: make(controller="auto", warm_noise=0.01),
         ConfigError,

@@ -26,6 +26,9 @@ from hdet_ray import (
     ProbeError,
     ScheduleExhaustedError,
 )
+from hdet_ray.core.plan import Plan
+from hdet_ray.core.report import RoundReport
+from hdet_ray.core.state import ScheduleState
 from tests.distributed import loops
 from tests.distributed.ranks import run_on_ranks
 from tests.distributed.refusals import ODD_ONE, SEARCHING, SHARED, Case, hooked, make, told
@@ -77,6 +80,11 @@ def _late_probe(rank: int) -> Callable[[nn.Module], Callable[[int], Any]]:
         return probe
 
     return of
+
+
+class _BrokenControl(LocalControl):
+    def exchange(self, state: ScheduleState, report: RoundReport) -> tuple[ScheduleState, Plan]:
+        raise RuntimeError("the controller is away")
 
 
 def _unwritable_ledger(rank: int) -> None:
@@ -155,6 +163,11 @@ LOOPS: dict[str, Case] = {
         _unwritable_ledger,
         CollectiveError,
         "rank 0 could not open the run",
+    ),
+    "a control that raises on rank 0": (
+        lambda r: _train(r, control=_BrokenControl()),
+        CollectiveError,
+        "rank 0 could not exchange the report of round 0: .*controller is away",
     ),
     "a wrapper that steps once per process": (
         _step_twice,

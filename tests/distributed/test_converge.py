@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from hdet_ray import Auto, ConfigError, Fixed, HDETOneCycleLR, Paper
 from hdet_ray.config import Controller
 from tests.distributed import loops
+from tests.distributed.outcomes import are_equal_on_all_ranks, everyones, failed
 from tests.distributed.ranks import run_on_ranks
 
 NUM_RANKS = 3
@@ -72,16 +72,6 @@ def _spoil(run: Run, value: float) -> None:
                 tensor.fill_(value)
 
 
-def _everyones(own: list[Tensor]) -> list[list[Tensor]]:
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    return everyone
-
-
-def _are_all_equal(own: list[Tensor]) -> bool:
-    return all(loops.are_bit_equal(other, own) for other in _everyones(own))
-
-
 def _is_mean(result: list[Tensor], of: list[list[Tensor]]) -> bool:
     """Floating tensors are the mean, others the first one's; bit for bit, so of two at most.
 
@@ -101,7 +91,7 @@ def _averaged_in_mid_round(rank: int) -> dict[str, bool]:
     before = run.state()
     with run.scheduler.averaged():
         inside, moments = run.weights(), run.moments()
-        others = _everyones(before)
+        others = everyones(before)
         means = [torch.stack(list(ts)).double().mean(0) for ts in zip(*others, strict=True)]
         is_mean = all(
             torch.allclose(t.double(), m, rtol=1e-12, atol=1e-15)
@@ -113,8 +103,8 @@ def _averaged_in_mid_round(rank: int) -> dict[str, bool]:
     after = run.state()
     run.train(STEPS - ROUND - 2)
     return {
-        "differed": not _are_all_equal(before),
-        "equal inside": _are_all_equal(inside),
+        "differed": not are_equal_on_all_ranks(before),
+        "equal inside": are_equal_on_all_ranks(inside),
         "mean inside": is_mean,
         "first counter inside": loops.are_bit_equal(counters, first) and bool(counters),
         "same moments inside": loops.are_bit_equal(moments, before[len(inside) :]),
@@ -139,7 +129,7 @@ def _averaged_without_one(rank: int, value: float) -> dict[str, bool]:
     with run.scheduler.averaged():
         inside = run.weights()
     return {
-        "mean of the others": _is_mean(inside, _everyones(before)[:LEFT_OUT]),
+        "mean of the others": _is_mean(inside, everyones(before)[:LEFT_OUT]),
         "restored": loops.are_bit_equal(before, run.weights()),
     }
 
@@ -156,21 +146,21 @@ def _averaged_in_a_search(rank: int) -> dict[str, bool]:
         run.scheduler.converge()
     return {
         "is search": run.scheduler.plan.is_search,
-        "differed": not _are_all_equal(before),
-        "as begun": loops.are_bit_equal(inside, begun_with) and _are_all_equal(weights),
+        "differed": not are_equal_on_all_ranks(before),
+        "as begun": loops.are_bit_equal(inside, begun_with) and are_equal_on_all_ranks(weights),
         "restored": loops.are_bit_equal(before, run.state()),
     }
 
 
 def _converged_in_mid_round(rank: int) -> dict[str, bool]:
     run = Run(rank, LOCAL).train(2)
-    before = _everyones(run.state())
+    before = everyones(run.state())
     run.scheduler.converge()
-    equal = _are_all_equal(run.state())
+    equal = are_equal_on_all_ranks(run.state())
     run.train(1)
     if rank == LEFT_OUT:
         _spoil(run, float("nan"))
-    others = _everyones(run.state())[:LEFT_OUT]
+    others = everyones(run.state())[:LEFT_OUT]
     run.scheduler.converge()
     return {
         "differed": not loops.are_bit_equal(before[0], before[1]),
@@ -205,14 +195,8 @@ def looks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_on_ranks(_look_at_all, NUM_RANKS, store_path=tmp_path_factory.mktemp("looks"))
 
 
-def _failed(looks: list[dict[str, Any]], name: str) -> list[tuple[int, str]]:
-    return [
-        (rank, what) for rank, look in enumerate(looks) for what, holds in look[name].items() if not holds
-    ]
-
-
 def test_averaged_shows_the_mean_in_mid_round_and_puts_everything_back(looks: list[dict[str, Any]]) -> None:
-    assert _failed(looks, "averaged") == []
+    assert failed(looks, "averaged") == []
 
 
 def test_averaged_puts_everything_back_when_the_body_raises(looks: list[dict[str, Any]]) -> None:
@@ -221,19 +205,19 @@ def test_averaged_puts_everything_back_when_the_body_raises(looks: list[dict[str
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_averaged_leaves_out_a_replica_that_is_not_finite(looks: list[dict[str, Any]], value: str) -> None:
-    assert _failed(looks, f"averaged without {value}") == []
+    assert failed(looks, f"averaged without {value}") == []
 
 
 def test_in_a_search_averaged_shows_what_the_round_began_with_and_converge_is_refused(
     looks: list[dict[str, Any]],
 ) -> None:
-    assert _failed(looks, "averaged in search") == []
+    assert failed(looks, "averaged in search") == []
 
 
 def test_converge_makes_one_model_in_mid_round_without_those_that_are_not_finite(
     looks: list[dict[str, Any]],
 ) -> None:
-    assert _failed(looks, "converged") == []
+    assert failed(looks, "converged") == []
 
 
 def test_with_nobody_finite_there_is_nothing_to_converge_to(looks: list[dict[str, Any]]) -> None:
@@ -264,10 +248,14 @@ def _end_all(rank: int) -> dict[str, tuple[bool, bool, bool]]:
         def look(i: int, run: Run = run, seen: list[bool] = seen) -> None:
             if i == STEPS - 1:
                 next(b for b in run.model.buffers() if not b.is_floating_point()).add_(run.rank)
-                seen.append(not _are_all_equal([p.detach() for p in run.model.parameters()]))
+                seen.append(not are_equal_on_all_ranks([p.detach() for p in run.model.parameters()]))
 
         run.train(STEPS, look)
-        ends[name] = (seen == [True], _are_all_equal(run.weights()), _are_all_equal(run.moments()))
+        ends[name] = (
+            seen == [True],
+            are_equal_on_all_ranks(run.weights()),
+            are_equal_on_all_ranks(run.moments()),
+        )
     return ends
 
 
@@ -295,7 +283,7 @@ def _leave_out(rank: int, value: float, averages_moments: bool) -> dict[str, Any
                 _spoil(run, value)
                 for state in run.optimizer.state.values():
                     state["exp_avg"].fill_(value)
-            before.append(_everyones(run.state()))
+            before.append(everyones(run.state()))
 
     run.train(2 * ROUND, look)
     return {"before": before[0], "after": run.state(), "num_weights": len(run.weights())}

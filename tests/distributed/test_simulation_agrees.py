@@ -14,7 +14,9 @@ TOLERANCE = 1e-6
     ("workload", "config"),
     [
         ("byte_lm", {"controller": "auto", "max_lr": 1e-3}),
-        ("digits", {"controller": "paper", "optimizer": "sgd", "max_lr": 0.1}),
+        pytest.param(
+            "digits", {"controller": "paper", "optimizer": "sgd", "max_lr": 0.1}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_simulation_and_processes_go_the_same_way(workload, config):

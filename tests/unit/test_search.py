@@ -131,8 +131,15 @@ def in_pairs(*pairs: tuple[float, float]) -> Search:
 def test_pairs_go_on_outwards_while_the_best_is_an_end_point() -> None:
     assert in_pairs((1.0, 2.0)).pair == (-2.0, -1.0)
     assert in_pairs((2.0, 1.0)).pair == (2.0, 3.0)
-    assert in_pairs((2.0, 1.0), (1.5, 3.0)).stage == "done"
     assert in_pairs((2.0, 1.0), (0.5, 0.4)).pair == (4.0, 5.0)
+    assert in_pairs((1.0, 2.0), (3.0, 1.5)).stage == "done"
+
+
+def test_a_best_above_where_the_pairs_began_is_tried_again_once_and_averaged() -> None:
+    assert in_pairs((2.0, 1.0), (1.5, 3.0)).pair == (0.0, 1.0)
+    lucky = in_pairs((2.0, 1.9), (2.5, 3.0), (2.0, 2.3))
+    assert (lucky.stage, lucky.result) == ("done", 0.0)
+    assert in_pairs((2.0, 1.0), (1.5, 3.0), (2.2, 0.8)).result == pytest.approx(1 + 0.6 / 3.6)
 
 
 def test_three_pairs_are_the_most_and_an_end_point_then_stands() -> None:
@@ -142,18 +149,18 @@ def test_three_pairs_are_the_most_and_an_end_point_then_stands() -> None:
 
 def test_the_result_is_the_vertex_moved_at_most_half_a_step() -> None:
     # Through (0, 2), (1, 1), (2, 1.5): 1 + (2 - 1.5) / (2 * (2 - 2 + 1.5)).
-    assert in_pairs((2.0, 1.0), (1.5, 3.0)).result == pytest.approx(1 + 0.5 / 3)
-    assert in_pairs((4.9, 1.0), (1.0001, 3.0)).result == pytest.approx(1.5, abs=1e-3)
+    assert in_pairs((2.0, 1.0), (1.5, 3.0), (2.0, 1.0)).result == pytest.approx(1 + 0.5 / 3)
+    assert in_pairs((4.9, 1.0), (1.0001, 3.0), (4.9, 1.0)).result == pytest.approx(1.5, abs=1e-3)
 
 
 def test_a_dead_neighbour_above_moves_the_result_a_quarter_down_and_marks_it_suspect() -> None:
-    search = in_pairs((2.0, 1.0), (math.nan, math.nan))
+    search = in_pairs((2.0, 1.0), (math.nan, math.nan), (2.0, 1.0))
     assert search.result == pytest.approx(0.75)
     assert search.is_suspect
 
 
 def test_a_dead_neighbour_below_moves_the_result_a_quarter_up_and_is_no_suspicion() -> None:
-    search = in_pairs((5.5, 1.0), (1.5, 3.0))
+    search = in_pairs((5.5, 1.0), (1.5, 3.0), (5.5, 1.0))
     assert search.result == pytest.approx(1.25)
     assert not search.is_suspect
 

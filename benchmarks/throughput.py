@@ -1,0 +1,126 @@
+"""How many steps per second does a training loop keep beside DDP with torch's `OneCycleLR`?
+
+Four Gloo ranks train a byte model under four schedulers, a round of 100 steps with its boundary each in turn,
+all in the same processes. Compared are pairs of rounds that were timed side by side: DDP's seconds over ours,
+the median with a 95 % interval. `fixed_shared_ratio` (`Fixed(alpha=1/9)`) and `auto_ratio` (`Auto` after its
+search) are to stay above 0.97 with their lower end, `fixed_local_ratio` (no gradients are exchanged) above 1.
+The same for a smaller model stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from benchmarks.measure import interleaved, print_table, ratios, summary, write_result
+from benchmarks.ranks import measure_on_ranks
+from benchmarks.training import MILLION, SMALL, Loop
+from hdet_ray.config import Auto, Controller, Fixed
+from hdet_ray.workloads.byte_lm import Settings
+
+NUM_RANKS = 4
+ROUND_STEPS = 100
+TOTAL_STEPS = 20_000
+CONTROLLERS: dict[str, Controller | None] = {
+    "ddp": None,
+    "fixed_shared": Fixed(alpha=1 / 9, sync_every=ROUND_STEPS),
+    "auto": Auto(sync_every=ROUND_STEPS),
+    "fixed_local": Fixed(alpha=1 / 9, sync_every=ROUND_STEPS, gradient_sync="local"),
+}
+LOWER_BOUNDS = {"fixed_shared_ratio": 0.97, "auto_ratio": 0.97, "fixed_local_ratio": 1.0}
+
+
+def run_rank(settings: Settings, pairs: int) -> dict[str, Any]:
+    """Time a round of every side in turn."""
+    settings = replace(settings, total_steps=TOTAL_STEPS)
+    loops = {name: Loop(settings, controller) for name, controller in CONTROLLERS.items()}
+    loops["auto"].search()  # What it costs is another question: `benchmarks/search.py`.
+
+    def train_round(loop: Loop) -> None:
+        loop.advance(ROUND_STEPS)
+        if loop.ours is not None and not loop.ours.is_boundary:
+            raise SystemExit(f"{ROUND_STEPS} steps did not end at a boundary")
+
+    seconds = interleaved(
+        {name: lambda loop=loop: train_round(loop) for name, loop in loops.items()},
+        pairs,
+        before_each=dist.barrier,
+    )
+    return {"seconds": seconds, "parameters": loops["ddp"].num_parameters}
+
+
+def median_with_interval(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the order statistics that hold the true one in 95 % of samples, whatever the noise."""
+    count = len(values)
+    ordered = sorted(values)
+    outside, below = 0.0, 0
+    # The number of values below the true median is binomial: leave at most 2.5 % at each end.
+    while below < count // 2:
+        outside += math.comb(count, below) / 2**count
+        if outside > 0.025:
+            break
+        below += 1
+    edge = max(below - 1, 0)
+    return {**summary(values), "low": ordered[edge], "high": ordered[count - 1 - edge]}
+
+
+def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Steps per second of each of ours over DDP's."""
+    return {
+        f"{name}_ratio": median_with_interval(ratios(seconds["ddp"], seconds[name]))
+        for name in CONTROLLERS
+        if name != "ddp"
+    }
+
+
+def print_comparison(measured: dict[str, Any], figures: dict[str, dict[str, float]]) -> None:
+    """Tables of one model."""
+    columns = ("median", "p10", "p90", "n")
+    per_second = {name: [ROUND_STEPS / s for s in times] for name, times in measured["seconds"].items()}
+    rows = [[name, *(summary(values)[c] for c in columns)] for name, values in per_second.items()]
+    title = f"{measured['parameters']:,} parameters, {NUM_RANKS} Gloo ranks, T = {ROUND_STEPS}: steps/s"
+    print_table(title, ["", *columns], rows)
+    columns = ("median", "low", "high", "p10", "p90", "n")
+    rows = [[name, *(figure[c] for c in columns)] for name, figure in figures.items()]
+    print_table("against DDP, side by side", ["", *columns], rows)
+
+
+def main() -> None:
+    """Measure, print tables, write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the smaller model only, and no file unless --output is given"
+    )
+    parser.add_argument("--pairs", type=int, default=None, help="rounds of each side")
+    parser.add_argument("--output", type=Path, default=None, help="the JSON file to write")
+    arguments = parser.parse_args()
+
+    pairs = arguments.pairs or (8 if arguments.quick else 40)
+    models = {"": SMALL} if arguments.quick else {"": MILLION, "_small": SMALL}
+    payload: dict[str, Any] = {
+        "ranks": NUM_RANKS,
+        "backend": "gloo",
+        "sync_every": ROUND_STEPS,
+        "bounds": {"low": LOWER_BOUNDS},
+    }
+    for suffix, settings in models.items():
+        measured = measure_on_ranks(run_rank, NUM_RANKS, settings, pairs)
+        figures = compare(measured["seconds"])
+        print_comparison(measured, figures)
+        payload |= {f"{name}{suffix}": figure for name, figure in figures.items()}
+        payload[f"parameters{suffix}"] = measured["parameters"]
+        payload[f"seconds{suffix}"] = {name: summary(times) for name, times in measured["seconds"].items()}
+    if arguments.output or not arguments.quick:
+        print(f"\nwritten to {write_result('throughput', payload, arguments.output)}")
+
+
+if __name__ == "__main__":
+    main()
