@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py            # the whole grid, resumable: what is cached is not run again
     python benchmarks/quality.py --quick    # one small cell
+    python benchmarks/quality.py --table --docs docs/quality.md    # write the tables into the page
 
 A sweep of one-cycle runs half a decade apart gives the best rate (chosen on validation data). Then every
 arm starts from that rate, from 30 times less and from 30 times more, and its test loss is compared with
@@ -24,10 +25,12 @@ from typing import Any
 from benchmarks.agreement import compare
 from benchmarks.cells import PARTS, Cell, best_of_sweep, compute_part
 from benchmarks.measure import RESULTS, describe_machine
-from benchmarks.verdicts import print_report, summarize_cells
+from benchmarks.verdicts import report, summarize_cells
 from hdet_ray.workloads import load_workload
 
 Records = list[dict[str, Any]]
+
+_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def grid() -> list[Cell]:
@@ -141,6 +144,13 @@ def check_agreement(total_steps: int = 400) -> dict[str, Any]:
     return asdict(compare("byte_lm", settings, 4))
 
 
+def write_into(page: Path, text: str) -> None:
+    """Replace what stands between the page's two marks."""
+    before, rest = page.read_text().split(_BEGIN)
+    after = rest.split(_END)[1]
+    page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+
+
 def main() -> None:
     """Run the grid and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -148,6 +158,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default 2)")
     parser.add_argument("--out", type=Path, help="cache and result (default benchmarks/results/quality.json)")
     parser.add_argument("--table", action="store_true", help="print what is cached and run nothing")
+    parser.add_argument("--docs", type=Path, help="a page with the two marks, between which the tables go")
     arguments = parser.parse_args()
     out = arguments.out or RESULTS / ("quality_quick.json" if arguments.quick else "quality.json")
     cells = quick_grid() if arguments.quick else grid()
@@ -159,9 +170,12 @@ def main() -> None:
             cache.data["agreement"] = check_agreement()
         cache.data["summary"] = summarize_cells(cells, cache.data["cells"])
         cache.save()
-    print_report(cells, cache.data["cells"])
+    text = report(cells, cache.data["cells"])
     if "agreement" in cache.data:
-        print(f"simulation against processes, float64: {cache.data['agreement']}")
+        text += f"\n\nSimulation against processes, in float64: `{json.dumps(cache.data['agreement'])}`"
+    print(text)
+    if arguments.docs:
+        write_into(arguments.docs, text)
 
 
 if __name__ == "__main__":

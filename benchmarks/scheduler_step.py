@@ -109,16 +109,18 @@ def compare_steps(num_groups: int, rounds: int) -> dict[str, list[float]]:
 
 
 def measure_memory(num_steps: int) -> dict[str, int]:
-    """Bytes that stay after many rounds: of the process, and of Python's objects."""
-    warm_up = 20 * MEMORY_ROUND_STEPS
+    """Bytes that stay after many rounds: of the process, and of Python's objects.
+
+    As many steps go before: allocators take hundreds of rounds to settle.
+    """
     optimizer, loss = make_optimizer(num_groups=4), make_loss()
-    scheduler = make_scheduler(optimizer, 2 * (warm_up + num_steps), MEMORY_ROUND_STEPS)
+    scheduler = make_scheduler(optimizer, 4 * num_steps, MEMORY_ROUND_STEPS)
 
     def growth(used_bytes: Callable[[], int]) -> int:
         before = 0
-        for count in (warm_up, num_steps):
+        for _ in range(2):
             before = used_bytes()
-            for _ in range(count):
+            for _ in range(num_steps):
                 optimizer.step()
                 scheduler.step(loss)
         return used_bytes() - before

@@ -1,9 +1,9 @@
 """What does a whole search cost beside as many plain DDP steps?
 
-Four Gloo ranks train a byte model of a million parameters from the same weights, in turn: once through
-`Auto`'s search (scouts, pairs, teams, probes, put-back, every boundary), from a rate 30 times too low, and once
-as many steps of DDP with torch's `OneCycleLR`. `search_s_vs_ddp_steps` is the median of the ratios of their
-seconds (bound: 1.3); making the scheduler and its process groups stands beside it.
+Four Gloo ranks train a byte model of a million parameters from the same weights, in turn: through the whole
+search of `Auto` (scouts, pairs, teams, probes, put-back, every boundary) from a rate 30 times too low, and
+through as many steps of DDP with torch's `OneCycleLR`. `search_s_vs_ddp_steps` is the median of the ratios of
+their seconds (bound: 1.3); making the scheduler and its process groups stands beside it.
 """
 
 from __future__ import annotations

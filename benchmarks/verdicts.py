@@ -159,25 +159,22 @@ def summarize_cells(
     return summary
 
 
-def print_report(cells: Sequence[Cell], entries: Mapping[str, Mapping[str, Records]]) -> bool:
-    """Print every computed cell and the promises that are broken; true if there are none."""
-    kept, broken = 0, []
+def report(cells: Sequence[Cell], entries: Mapping[str, Mapping[str, Records]]) -> str:
+    """Every computed cell as Markdown, then the promises that are broken."""
+    texts, kept, broken = [], 0, []
     for cell in cells:
         parts = entries.get(cell.key, {})
         if "sweep" not in parts:
             continue
-        print(table(cell, parts))
+        texts.append(table(cell, parts))
         for promise in promises_of(cell, lines_of(cell, parts)):
             if promise.is_kept:
                 kept += 1
             else:
-                broken.append(
-                    f"{cell.key}, {promise.text}: {_percent(promise.value)}, limit {_percent(promise.limit)}"
-                )
-    print(f"{kept} bounds kept, {len(broken)} broken")
-    for text in broken:
-        print(f"  BROKEN {text}")
-    return not broken
+                figures = f"{_percent(promise.value)}, limit {_percent(promise.limit)}"
+                broken.append(f"- {cell.key}, {promise.text}: {figures}")
+    verdict = f"{kept} bounds kept, {len(broken)} not reached{':' if broken else '.'}"
+    return "\n".join([*texts, verdict, *broken])
 
 
 def _line(

@@ -255,9 +255,8 @@ class Rounds:
             counts = ", ".join(f"rank {i}: {int(r.averaged_tensors)}" for i, r in enumerate(rows))
             raise CollectiveError(
                 f"ranks hold different numbers of parameters, buffers and optimizer tensors ({counts}), so "
-                "they can't be "
-                "averaged; give every rank the same model, and let every parameter get a gradient on every "
-                "rank"
+                "they can't be averaged; give every rank the same model, and let every parameter get a "
+                "gradient on every rank"
             )
         return rows
 

@@ -201,8 +201,7 @@ class HDETScheduler(ReplicaScheduler):
         if not isinstance(base, LRScheduler) or isinstance(base, ReduceLROnPlateau | ReplicaScheduler):
             raise ConfigError(
                 f"base={type(base).__name__} can't be followed step by step; pass a torch LRScheduler that "
-                "steps once per "
-                "optimizer step without a metric"
+                "steps once per optimizer step without a metric"
             )
         optimizer = base.optimizer
         self._base = base

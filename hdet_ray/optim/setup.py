@@ -252,9 +252,8 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
     is_shared = not isinstance(controller, Auto) and controller.gradient_sync == "shared"
     if is_shared and model is not None and not is_ddp:
         raise ConfigError(
-            "gradient_sync='shared' with a model that is not wrapped in DistributedDataParallel would "
-            "share nothing; wrap "
-            "it, or use gradient_sync='local'"
+            "gradient_sync='shared' with a model that is not wrapped in DistributedDataParallel would share "
+            "nothing; wrap it, or use gradient_sync='local'"
         )
 
 
@@ -299,8 +298,7 @@ def _check_equal(collective: Collective, a: RunArguments, config: ScheduleConfig
             where, there, first = difference
             raise ConfigError(
                 f"rank {rank} has {where.lstrip('.')} = {_short(there)}, rank 0 has {_short(first)}: every "
-                "rank must build the "
-                "scheduler with the same arguments, parameter groups, shapes and dtypes"
+                "rank must build the scheduler with the same arguments, parameter groups, shapes and dtypes"
             )
 
 

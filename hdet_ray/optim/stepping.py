@@ -114,8 +114,7 @@ class ReplicaScheduler(LRScheduler):
         if self.plan.is_search:
             raise ConfigError(
                 f"round {self.plan.round} is a search round: its candidates are put back at the boundary, "
-                "not averaged; "
-                "call converge() after the search, or use averaged()"
+                "not averaged; call converge() after the search, or use averaged()"
             )
         self._rounds.weights.average(self._finite_replicas())
 
@@ -230,8 +229,7 @@ class ReplicaScheduler(LRScheduler):
         elif self._needs_loss:
             raise ConfigError(
                 f"controller={type(self.state.config.controller).__name__.lower()!r} compares training "
-                "losses here: call "
-                "scheduler.step(loss) with the batch's mean loss"
+                "losses here: call scheduler.step(loss) with the batch's mean loss"
             )
         if self._updates.count_call():
             self._skipped.append(i)
@@ -250,8 +248,7 @@ class ReplicaScheduler(LRScheduler):
             self._set_values(self._moved_in_round)
 
     def _watch_first_forward(self) -> None:
-        """Tell the rounds of an attempt's first training forward pass, and leave no hook on the model "
-        "after it."""
+        """Tell the rounds of an attempt's first training forward pass; no hook stays on the model after it."""
         if self._forward_watch is not None:
             self._forward_watch.remove()
         if self.model is None or self.collective.world_size == 1:
@@ -259,7 +256,7 @@ class ReplicaScheduler(LRScheduler):
         rounds = self._rounds
 
         # A function, not a method: a deep copy of the model must not copy the scheduler.
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def before_forward(module: nn.Module, _: Any) -> None:
             if module.training:
                 rounds.before_forward()

@@ -36,7 +36,7 @@ class UpdateCounter:
         self._skips = 0
         self._knows_skips = grad_scaler is not None
         # Kept out of compiled steps: what an attempt's first update brings about is no part of their graph.
-        optimizer.register_step_pre_hook(torch.compiler.disable(before_first))
+        optimizer.register_step_pre_hook(torch.compiler.disable(before_first))  # type: ignore[no-untyped-call]
         optimizer.register_step_post_hook(self._count_update)
 
     def count_call(self) -> bool:
@@ -54,11 +54,10 @@ class UpdateCounter:
         self._skips += 1
         if self._skips > max(_MAX_SKIPS, _MAX_SKIP_RATIO * self._updates):
             raise ConfigError(
-                f"scheduler.step() was called {self._skips} times without an optimizer step in between, "
-                "next to "
-                f"{self._updates} with one: the schedule would be used up too fast. Call it once per "
-                "optimizer step; a "
-                "wrapper that steps it once per process (Accelerate's prepare) must not get the scheduler"
+                f"scheduler.step() was called {self._skips} times without an optimizer step in between, next "
+                f"to {self._updates} with one: the schedule would be used up too fast. Call it once per "
+                "optimizer step; a wrapper that steps it once per process (Accelerate's prepare) must not "
+                "get the scheduler"
             )
         return True
 

@@ -24,7 +24,7 @@ def are_equal_on_all_ranks(own: list[Tensor]) -> bool:
 
 
 def failed(outcomes: Sequence[dict[str, Any]], name: str) -> list[tuple[int, str]]:
-    """What did not hold of a case, by rank: each rank's outcome of it is a dictionary of questions answered."""
+    """What did not hold of a case, by rank; each rank's outcome of it says what held."""
     return [
         (rank, what)
         for rank, outcome in enumerate(outcomes)
