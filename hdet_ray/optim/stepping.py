@@ -248,7 +248,7 @@ class ReplicaScheduler(LRScheduler):
             self._set_values(self._moved_in_round)
 
     def _watch_first_forward(self) -> None:
-        """Tell the rounds of an attempt's first training forward pass; no hook stays on the model after it."""
+        """Tell the rounds of the first training forward pass; no hook stays on the model after it."""
         if self._forward_watch is not None:
             self._forward_watch.remove()
         if self.model is None or self.collective.world_size == 1:
