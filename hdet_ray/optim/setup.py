@@ -250,11 +250,28 @@ def _check_model(a: RunArguments, controller: Controller, collective: Collective
             "gradient_sync='local' needs model=: its buffers are averaged, and its gradients not shared"
         )
     is_shared = not isinstance(controller, Auto) and controller.gradient_sync == "shared"
+    if not is_shared:
+        _check_statistics(model, collective)
     if is_shared and model is not None and not is_ddp:
         raise ConfigError(
             "gradient_sync='shared' with a model that is not wrapped in DistributedDataParallel would share "
             "nothing; wrap it, or use gradient_sync='local'"
         )
+
+
+def _check_statistics(model: nn.Module | None, collective: Collective) -> None:
+    """No layer carries numbers from one team to another in the forward pass."""
+    for name, layer in () if model is None else model.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            shared = dist.get_world_size(layer.process_group)
+            if shared > collective.ranks_per_replica:
+                raise ConfigError(
+                    f"{name} is a SyncBatchNorm over {shared} ranks: replicas that train apart would mix "
+                    "their "
+                    "statistics, and one's NaN would reach all; use BatchNorm, whose buffers are averaged, "
+                    "or give "
+                    f"it a process_group of the replica's {collective.ranks_per_replica} ranks"
+                )
 
 
 def _check_wrapped_ranks(ddp: DistributedDataParallel | None, collective: Collective) -> None:

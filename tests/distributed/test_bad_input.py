@@ -71,7 +71,18 @@ def _net_with_batch_norm_on_one_rank(rank: int) -> None:
     make(net, is_wrapped=False, controller=LOCAL, optimizer=optimizer)
 
 
+def _synchronized_batch_norm(**settings: object) -> HDETOneCycleLR:
+    # On the CPU DDP refuses the layer itself; alone, the scheduler is the one that has to.
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(loops.make_net(batch_norm=True))
+    return make(net, is_wrapped=False, **settings)
+
+
 CONSTRUCTORS: dict[str, Case] = {
+    "synchronized batch statistics where replicas train apart": (
+        lambda r: _synchronized_batch_norm(controller=LOCAL),
+        ConfigError,
+        "1 is a SyncBatchNorm over .* would mix their statistics.*use BatchNorm",
+    ),
     "another number of parameter groups": (_one_group_more, ConfigError, "rank 1 has parameter_groups"),
     "another order of parameter groups": (_swapped_groups, ConfigError, r"rank 1 has parameter_groups\[0\]"),
     "another shape": (_three_features, ConfigError, r"float32\[17, 6\]', rank 0 has 'float32\[16, 6\]'"),
