@@ -179,7 +179,7 @@ class HDETOneCycleLR(ReplicaScheduler):
         self._table.enter(plan)
 
     def _set_values(self, moved: int) -> None:
-        self._last_lr = self._table.set(moved)
+        self._last_lr = self._table.set(moved)  # type: ignore[assignment]  # get_last_lr makes it a list
 
 
 class HDETScheduler(ReplicaScheduler):
