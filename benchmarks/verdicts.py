@@ -23,6 +23,9 @@ COUNTS_FROM = 0.10
 ON_PROCESSES_LIMIT = 0.03
 """`auto` on real processes, median over the seeds, from any start."""
 
+_OFF_THE_SCALE = 10.0
+"""Gaps from here on are not told apart: the run is lost."""
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -239,4 +242,6 @@ def _finite(value: float) -> float | None:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:+.2f} %" if math.isfinite(value) else "diverged"
+    if not math.isfinite(value):
+        return "diverged"
+    return f"{100 * value:+.2f} %" if value < _OFF_THE_SCALE else f"over {_OFF_THE_SCALE:.0f}x"
