@@ -94,14 +94,15 @@ def compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 def print_comparison(measured: dict[str, Any], figures: dict[str, dict[str, float]]) -> None:
     """Tables of one model."""
-    columns = ("median", "p10", "p90", "n")
     per_second = {name: [ROUND_STEPS / s for s in times] for name, times in measured["seconds"].items()}
-    rows = [[name, *(summary(values)[c] for c in columns)] for name, values in per_second.items()]
+    speeds = {name: summary(values) for name, values in per_second.items()}
     title = f"{measured['parameters']:,} parameters, {NUM_RANKS} Gloo ranks, T = {ROUND_STEPS}: steps/s"
-    print_table(title, ["", *columns], rows)
-    columns = ("median", "low", "high", "p10", "p90", "n")
-    rows = [[name, *(figure[c] for c in columns)] for name, figure in figures.items()]
-    print_table("against DDP, side by side", ["", *columns], rows)
+    for text, rows, columns in (
+        (title, speeds, ["median", "p10", "p90", "n"]),
+        ("against DDP, side by side", figures, ["median", "low", "high", "p10", "p90", "n"]),
+    ):
+        table = [[name, *(row[column] for column in columns)] for name, row in rows.items()]
+        print_table(text, ["", *columns], table)
 
 
 def main() -> None:
