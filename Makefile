@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCHMARKS := converge scheduler_step throughput search startup quality
 TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py
 
 # One thread a process: several replicas share the cores of one machine.
@@ -43,7 +44,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 
 bench: $(INSTALLED)
-	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --quick; done
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick; done
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/check_links.py

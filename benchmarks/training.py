@@ -25,7 +25,7 @@ MILLION = Settings.from_config(
     {"preset": "small", "context": 32, "embedding": 32, "hidden": (768, 256), "max_lr": 1e-3}
 )
 """1.02 million parameters."""
-_NUM_BATCHES = 64
+_NUM_BATCHES = 1024
 _NUM_PROBE_BATCHES = math.ceil((Auto().scout_samples + Auto().pair_samples) / MILLION.probe_samples)
 
 

@@ -48,3 +48,11 @@ class LedgerError(HDETError, ValueError):
 
 class OverrideError(HDETError, ValueError):
     """An override that names an unknown hyperparameter, or a value outside its bounds."""
+
+
+class FencedError(HDETError, RuntimeError):
+    """A newer attempt of the run has begun: this process no longer speaks for it and must stop."""
+
+
+class RunPaused(HDETError):  # noqa: N818  # not a failure: how a paused run leaves the user's loop
+    """An operator paused the run: its checkpoint is stored, the loop ends here."""

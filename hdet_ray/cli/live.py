@@ -189,6 +189,13 @@ class RoundPrinter:
         if self._live is not None:
             self._live.update(table, refresh=True)
 
+    def tell(self, table: RunTable, text: Text) -> None:
+        """Show a table that changed by something else than a round; off a terminal, print the text."""
+        if self._live is None:
+            self.console.print(text, soft_wrap=True, highlight=False)
+        else:
+            self._live.update(table, refresh=True)
+
     def leave(self, table: RunTable) -> None:
         """Let a finished table stand and go on below it."""
         if self._live is not None:

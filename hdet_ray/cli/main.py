@@ -1,7 +1,7 @@
 """The command line `hdet`. Each command imports what it needs when it runs, so that `hdet --help` is quick.
 
-Exit codes: 0 done, 1 failed (a training that ended badly, a ledger that departs or can't be read), 2 usage or
-a setting that can't work, 130 interrupted.
+Exit codes: 0 done, 1 failed (a job or a training that ended badly, a ledger that departs or can't be read),
+2 usage or a setting that can't work, 3 the service can't be reached, 4 the service refused, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from hdet_ray.cli import backups, jobs, schedule, tokens
+from hdet_ray.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from hdet_ray.exceptions import ConfigError, HDETError, MissingExtraError, OverrideError
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 class _Commands(TyperGroup):
@@ -42,8 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LedgerFile = Annotated[
-    Path, typer.Argument(metavar="LEDGER", exists=True, dir_okay=False, help="A run's ledger (JSON lines).")
+JobOrLedger = Annotated[
+    str, typer.Argument(metavar="JOB|LEDGER", help="A job of the service, or a run's ledger (JSON lines).")
 ]
 
 
@@ -96,19 +94,27 @@ def train(
 
 @app.command()
 def replay(
-    ledger: LedgerFile,
+    ledger: JobOrLedger,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Decide every round of a ledger anew and compare with what stands there, bit for bit."""
-    from hdet_ray.cli.replaying import replay_file
+    """Decide every round of a run anew and compare with what stands in its ledger, bit for bit."""
+    from hdet_ray.cli.service_ledgers import existing_file, names_a_file
 
-    if not replay_file(ledger, as_json=as_json):
+    if names_a_file(ledger):
+        from hdet_ray.cli.replaying import replay_file
+
+        holds = replay_file(existing_file(ledger), as_json=as_json)
+    else:
+        from hdet_ray.cli.replaying import replay_job
+
+        holds = replay_job(ledger, as_json=as_json)
+    if not holds:
         raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
 def report(
-    ledger: LedgerFile,
+    ledger: JobOrLedger,
     out: Annotated[Path, typer.Option("-o", "--out", dir_okay=False, help="The page.")] = Path("report.html"),
     png: Annotated[Path | None, typer.Option(dir_okay=False, help="Also draw a picture.")] = None,
     title: Annotated[
@@ -123,27 +129,44 @@ def report(
     from hdet_ray.cli.extras import extras_for
 
     with extras_for("report"):
-        from hdet_ray.cli.report import report_file
+        from hdet_ray.cli.report import report_file, report_job
+        from hdet_ray.cli.service_ledgers import existing_file, names_a_file
 
-        report_file(ledger, page=out, picture=png, title=title, references=reference or [])
+        if names_a_file(ledger):
+            path = existing_file(ledger)
+            report_file(path, page=out, picture=png, title=title, references=reference or [])
+        else:
+            report_job(ledger, page=out, picture=png, title=title, references=reference or [])
     typer.echo(f"wrote {out}" + (f" and {png}" if png else ""))
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or URI of a checkpoint.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="JOB|CHECKPOINT", help="A job of the service, or a checkpoint's folder or URI."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", dir_okay=False, help="The weights file.")] = Path(
         "model.safetensors"
     ),
+    round: Annotated[
+        int | None, typer.Option(min=0, help="Of which round; a job's only.", show_default="the newest")
+    ] = None,
 ) -> None:
     """Write a checkpoint's weights to a file that torch loads without this library."""
     from hdet_ray.cli.extras import extras_for
 
     with extras_for("export"):
-        from hdet_ray.train.export import export_weights
+        from hdet_ray.cli.exporting import export_from
 
-        path = export_weights(checkpoint, out)
+        path = export_from(source, out, round=round)
     typer.echo(f"wrote {path}")
+
+
+for commands in (jobs, schedule, tokens, backups):
+    commands.register(app)
 
 
 def main() -> None:

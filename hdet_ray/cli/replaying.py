@@ -40,6 +40,27 @@ def replay_file(path: Path, *, as_json: bool) -> bool:
             raise
         typer.echo(json.dumps({"ok": False, "rounds": 0, "error": str(error)}))
         return False
+    return _replayed(ledger, as_json=as_json)
+
+
+def replay_job(job: str, *, as_json: bool) -> bool:
+    """Replay a job's ledger from the service and print the outcome; says whether it holds.
+
+    Args:
+        job: The job's id, start of it, or name.
+
+    Raises:
+        LedgerError: it has no ledger yet, or a line of it is broken.
+    """
+    from hdet_ray.cli.asking import service
+    from hdet_ray.cli.service_ledgers import read_job_ledger
+
+    with service("replay") as client:
+        ledger = read_job_ledger(client, job).ledger
+    return _replayed(ledger, as_json=as_json)
+
+
+def _replayed(ledger: Ledger, *, as_json: bool) -> bool:
     outcome = replay(ledger)
     typer.echo(json.dumps(_as_json(ledger, outcome)) if as_json else _as_text(ledger, outcome))
     return outcome.departure is None

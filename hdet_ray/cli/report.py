@@ -89,6 +89,25 @@ def report_file(
     write_report(history, page=page, picture=picture, title=title or ledger.stem, references=others)
 
 
+def report_job(
+    job: str, *, page: Path, picture: Path | None, title: str | None, references: Sequence[str]
+) -> None:
+    """`hdet report JOB`: draw the ledger of a job of the service; arguments as `report_file`.
+
+    Raises:
+        LedgerError: it has no finished round yet.
+    """
+    from hdet_ray.cli.asking import service
+    from hdet_ray.cli.service_ledgers import read_job_ledger
+
+    others = [_reference(text) for text in references]
+    with service("report") as client:
+        found = read_job_ledger(client, job)
+    write_report(
+        History.of(found.ledger), page=page, picture=picture, title=title or found.name, references=others
+    )
+
+
 def _reference(text: str) -> Reference:
     name, separator, path = text.partition("=")
     if not separator or not Path(path).is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import types
@@ -38,6 +39,8 @@ def to_json(value: object, kind: Any = None) -> Json:
     if isinstance(value, Mapping):
         return _mapping_to_json(value, _item_kind(kind))
     if isinstance(value, tuple | list):
+        if _are_finite_floats(value):
+            return list(value)
         item_kind = _item_kind(kind)
         return [to_json(v, item_kind) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -60,6 +63,8 @@ def from_json(kind: Any, data: Json, where: str = "") -> Any:
         return _union_from_json(kind, data, where)
     if origin is tuple:
         item = get_args(kind)[0]
+        if item is float and isinstance(data, list) and _are_finite_floats(data):
+            return tuple(data)
         return tuple(from_json(item, v, f"{where}[{i}]") for i, v in enumerate(_expect(data, list, where)))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping_from_json(kind, data, where)
@@ -78,7 +83,12 @@ def from_json(kind: Any, data: Json, where: str = "") -> Any:
 
 def digest(value: object) -> str:
     """A short hash of a value's JSON form: equal on every machine for equal values."""
-    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_of_json(to_json(value))
+
+
+def digest_of_json(data: Json) -> str:
+    """`digest` of the value that ``data`` is the JSON form of."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -96,47 +106,102 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
 
 
 @lru_cache(maxsize=256)
+def _layout(kind: Any) -> tuple[tuple[str, Any, bool, bool], ...]:
+    """Each field's name and type, whether a float belongs there, and whether it is a member of a union."""
+    return tuple(
+        (name, hint, hint in (float, float | None), _is_member(kind, name))
+        for name, (hint, _) in _fields(kind).items()
+    )
+
+
+def _are_finite_floats(items: Any) -> bool:
+    """Floats alone, all of them finite: they are their own JSON form."""
+    # What is not finite makes a sum that is not.
+    return set(map(type, items)) == {float} and math.isfinite(sum(items))
+
+
+@lru_cache(maxsize=256)
 def _tag(kind: Any) -> str:
     return str(kind.__name__).lower()
 
 
 def _dataclass_to_json(value: Any) -> dict[str, Json]:
-    kind: Any = type(value)
-    fields = _fields(kind)
+    out: dict[str, Json] = {}
+    for name, hint, is_float, is_member in _layout(type(value)):
+        item = getattr(value, name)
+        if item is None or isinstance(item, str | bool):
+            out[name] = item
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                return _nonfinite_to_json(value)
+            out[name] = item
+        elif isinstance(item, int):
+            out[name] = float(item) if is_float else item
+        else:
+            out[name] = _tagged(item) if is_member else to_json(item, hint)
+    return out
+
+
+def _nonfinite_to_json(value: Any) -> dict[str, Json]:
+    """Of an instance with a number that is not finite. Beside such a number a null would be read as one
+    more: what is None by default stays away."""
+    fields = _fields(type(value))
     held = {name: getattr(value, name) for name in fields}
-    has_nonfinite = any(isinstance(item, float) and not math.isfinite(item) for item in held.values())
-    if has_nonfinite:
-        # Beside such a number a null would be read as one more: what is None by default stays away.
-        held = {name: item for name, item in held.items() if item is not None or fields[name][1]}
     out = {
-        name: _tagged(item) if _is_member(kind, name) else to_json(item, fields[name][0])
+        name: _tagged(item) if _is_member(type(value), name) else to_json(item, fields[name][0])
         for name, item in held.items()
+        if item is not None or fields[name][1]
     }
-    return out | {"nonfinite": True} if has_nonfinite else out
+    return out | {"nonfinite": True}
+
+
+@lru_cache(maxsize=256)
+def _plain_types(kind: Any) -> tuple[tuple[str, ...], frozenset[tuple[type, ...]]]:
+    """Field names, and the types that whole instances of plain fields may have; none where a field is not
+    plain."""
+    options: list[tuple[type, ...]] = []
+    for hint, _ in _fields(kind).values():
+        members = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if not set(members) <= {float, int, str, bool, type(None)}:
+            return (), frozenset()
+        options.append(members)
+    return tuple(_fields(kind)), frozenset(itertools.product(*options))
 
 
 def _dataclass_from_json(kind: Any, data: Json, where: str) -> Any:
     _expect(data, dict, where)
+    names, whole = _plain_types(kind)
+    if tuple(data) == names and tuple(map(type, data.values())) in whole:
+        return _made(kind, data, where)  # a report has a thousand of these
     fields = _fields(kind)
-    unknown = set(data) - set(fields) - {"nonfinite", "kind"}
+    unknown = data.keys() - fields.keys() - {"nonfinite", "kind"}
     if unknown:
         raise LedgerError(f"{where or kind.__name__}: unknown field {sorted(unknown)[0]!r}")
     values = {}
     for name, (hint, required) in fields.items():
-        path = f"{where}.{name}" if where else name
         if name not in data:
             if required:
-                raise LedgerError(f"{path} is missing")
+                raise LedgerError(f"{_path(where, name)} is missing")
             continue
         item = data[name]
-        if item is None and data.get("nonfinite") and hint == (float | None):
+        if type(item) is hint:  # a float, int, str or bool where one belongs
+            values[name] = item
+        elif item is None and data.get("nonfinite") and hint == (float | None):
             values[name] = math.nan
         else:
-            values[name] = from_json(hint, item, path)
+            values[name] = from_json(hint, item, _path(where, name))
+    return _made(kind, values, where)
+
+
+def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     try:
         return kind(**values)
     except (ConfigError, OverrideError) as error:
         raise LedgerError(f"{where or kind.__name__}: {error}") from error
+
+
+def _path(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def _members(kind: Any) -> dict[str, Any]:

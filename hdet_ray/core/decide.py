@@ -63,7 +63,14 @@ def decide(state: ScheduleState, report: RoundReport) -> tuple[ScheduleState, Pl
         LedgerError: the report is of another round, or of another plan than this state's.
     """
     plan = plan_for(state, len(report.replicas))
-    _check_report(plan, report)
+    return decide_after(state, plan, digest(plan), report)
+
+
+def decide_after(
+    state: ScheduleState, plan: Plan, plan_digest: str, report: RoundReport
+) -> tuple[ScheduleState, Plan]:
+    """`decide`, for who still holds the plan that the round followed, and its digest."""
+    _check_report(plan, plan_digest, report)
     verdict = judge_report(state, plan, report)
     tried = trial_of(state, plan.num_replicas) if plan.is_search else None
     state = fold_commands(replace(state, notes=()), report.commands)
@@ -83,12 +90,11 @@ def judge_report(state: ScheduleState, plan: Plan, report: RoundReport) -> Verdi
     return judge(plan, report.replicas, state.config.thresholds)
 
 
-def _check_report(plan: Plan, report: RoundReport) -> None:
+def _check_report(plan: Plan, expected: str, report: RoundReport) -> None:
     if report.round != plan.round:
         raise LedgerError(
             f"round {report.round} reported where round {plan.round} is due: a line is missing or doubled"
         )
-    expected = digest(plan)
     if report.plan_digest != expected:
         raise LedgerError(
             f"round {report.round} followed plan {report.plan_digest}, but the state gives plan {expected}: "

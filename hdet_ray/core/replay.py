@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hdet_ray.core.codec import digest, from_json, to_json
+from hdet_ray.core.codec import digest, digest_of_json, from_json, to_json
 from hdet_ray.core.decide import decide
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.report import RoundReport
@@ -65,14 +65,49 @@ def header_line(state: ScheduleState) -> str:
 
 def item_line(attempt: int, report: RoundReport, plan: Plan) -> str:
     """The line of one round and the plan that was decided from it."""
+    report_json = to_json(report)
     item = {
         "attempt": attempt,
         "round": report.round,
-        "report": to_json(report),
+        "report": report_json,
         "plan": to_json(plan),
-        "report_digest": digest(report),
+        "report_digest": digest_of_json(report_json),
     }
     return json.dumps(item, allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRound:
+    """A round's line, and what its parts are called elsewhere."""
+
+    line: str
+    """`item_line`, with the digest of the state that the round led to: it tells two ledgers of one run apart
+    where their plans alone would not."""
+    plan: str
+    """The next round's plan as it stands in the line."""
+    plan_digest: str
+    state_digest: str
+
+
+def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleState) -> EncodedRound:
+    """Write one round down, with each part encoded once.
+
+    Args:
+        attempt: Which start of the run the round belongs to.
+        report: The round's report.
+        plan: The next round's plan.
+        state: The state that `decide` gave with it.
+    """
+    report_json, plan_json, state_digest = to_json(report), to_json(plan), digest(state)
+    plan_text = json.dumps(plan_json, allow_nan=False)
+    head = f'{{"attempt": {attempt}, "round": {report.round}, "report": {json.dumps(report_json, allow_nan=False)}'
+    digests = f'"report_digest": "{digest_of_json(report_json)}", "state_digest": "{state_digest}"'
+    return EncodedRound(
+        line=f'{head}, "plan": {plan_text}, {digests}}}',
+        plan=plan_text,
+        plan_digest=digest_of_json(plan_json),
+        state_digest=state_digest,
+    )
 
 
 def read_ledger(lines: Iterable[str]) -> Ledger:

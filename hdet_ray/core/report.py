@@ -54,4 +54,9 @@ class RoundReport:
     next_num_replicas: int | None = None
     """Replicas of the next round, where that changes."""
     facts: Mapping[str, float] = field(default_factory=dict)
-    """Measurements for people (``sync_s``, ``sync_bytes``, ``wall_s``): no decision reads them."""
+    """Measurements for people: no decision reads them.
+
+    ``wall_s`` (training), ``sync_s`` (judging's end to the report), ``sync_bytes`` (of an average, this rank's),
+    ``param_divergence_ratio`` (of rounds that end in an average: the largest distance of an averaged replica's
+    parameters from the mean, over the mean's norm), ``samples`` (trained on by all ranks).
+    """

@@ -1,6 +1,7 @@
 """Gradient flags: which bucket of this rank's own gradients was the first that is not finite.
 
 One number a bucket, written on the gradients' device as they leave: nothing waits for it before the boundary.
+Where a bucket is scaled anyway, the same pass over its memory looks for what is not finite.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from torch import Tensor
 
 _FIRST_ROOM = 256
 
+_SCALED_IN_ONE_PASS = (torch.float32, torch.float16, torch.bfloat16)
+"""Types that torch's kernel for loss scaling multiplies as `mul_` does, bit for bit; it takes a 32-bit factor."""
+
 
 class GradientFlags:
-    """Sums of the buckets since the last reading."""
+    """A flag for each bucket since the last reading."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # each (buckets or more,)
+        self._found: dict[torch.device, Tensor] = {}  # each (buckets or more,): 1 where something was found
+        self._factors: dict[tuple[torch.device, float], Tensor] = {}
         self._num_buckets = 0
 
     def note(self, gradients: Tensor) -> None:
@@ -26,8 +32,27 @@ class GradientFlags:
         kind = (gradients.device, dtype)
         sums = self._sums.get(kind)
         if sums is None or self._num_buckets >= len(sums):
-            sums = self._make_room(kind)
+            sums = self._sums[kind] = self._make_room(sums, gradients.device, dtype)
         torch.sum(gradients, 0, dtype=dtype, out=sums[self._num_buckets])
+        self._num_buckets += 1
+
+    def note_and_scale(self, gradients: Tensor, factor: float) -> None:
+        """Remember a bucket and multiply it by ``factor``, where possible in one pass over its memory."""
+        if gradients.dtype not in _SCALED_IN_ONE_PASS:
+            self.note(gradients)
+            gradients.mul_(factor)
+            return
+        device = gradients.device
+        found = self._found.get(device)
+        if found is None or self._num_buckets >= len(found):
+            found = self._found[device] = self._make_room(found, device, torch.float32)
+        factor_on_device = self._factors.get((device, factor))
+        if factor_on_device is None:
+            factor_on_device = torch.tensor(factor, dtype=torch.float32, device=device)
+            self._factors[device, factor] = factor_on_device
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            [gradients], found[self._num_buckets], factor_on_device
+        )
         self._num_buckets += 1
 
     def first_nonfinite(self) -> int | None:
@@ -38,20 +63,25 @@ class GradientFlags:
         Returns:
             The number since the last call, None if all were finite.
         """
-        found: list[int] = []
+        first: list[int] = []
         for sums in self._sums.values():
-            is_bad = sums[: self._num_buckets].isfinite().logical_not_()
-            found += is_bad.nonzero().flatten()[:1].tolist()
+            first += _first_true(sums[: self._num_buckets].isfinite().logical_not_())
             sums.zero_()
+        for found in self._found.values():
+            first += _first_true(found[: self._num_buckets])
+            found.zero_()
         self._num_buckets = 0
-        return min(found, default=None)
+        return min(first, default=None)
 
-    def _make_room(self, kind: tuple[torch.device, torch.dtype]) -> Tensor:
+    def _make_room(self, former: Tensor | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Room for twice as many buckets: rounds are equally long, so it grows in the first ones only."""
-        device, dtype = kind
-        sums = torch.zeros(max(_FIRST_ROOM, 2 * (self._num_buckets + 1)), dtype=dtype, device=device)
-        former = self._sums.get(kind)
+        room = torch.zeros(max(_FIRST_ROOM, 2 * (self._num_buckets + 1)), dtype=dtype, device=device)
         if former is not None:
-            sums[: len(former)].copy_(former)
-        self._sums[kind] = sums
-        return sums
+            room[: len(former)].copy_(former)
+        return room
+
+
+def _first_true(flags: Tensor) -> list[int]:
+    """The index of the first that is set, if any is."""
+    first: list[int] = flags.nonzero().flatten()[:1].tolist()
+    return first

@@ -39,6 +39,7 @@ class TeamSync:
         self._size: int = ddp.process_group.size()
         self._syncs_buffers = bool(getattr(ddp, buffer_switch(ddp)))
         self._flags = GradientFlags()
+        self._on_their_way: list[tuple[dist.Work, torch.futures.Future[Tensor], Tensor]] = []
         _register(ddp, self)
 
     def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
@@ -70,16 +71,36 @@ class TeamSync:
         """
         return self._flags.first_nonfinite()
 
-    def start(self, gradients: Tensor) -> torch.futures.Future[Tensor]:
-        """Begin averaging a bucket, a flat tensor of this rank's gradients; the future holds the mean."""
-        self._flags.note(gradients)
+    def start(
+        self,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]
+    ) -> torch.futures.Future[Tensor]:
+        """Begin averaging a bucket of this rank's gradients; the future holds the mean."""
+        gradients: Tensor = bucket.buffer()
         if self._group is None:
+            self._flags.note(gradients)
             return _completed(gradients)
         # Multiplied before the sum, as DDP itself does: dividing rounds differently where the size is odd.
-        gradients.mul_(1.0 / self._size)
-        work = dist.all_reduce(gradients, group=self._group, async_op=True)
-        mean: torch.futures.Future[Tensor] = work.get_future().then(_first_tensor)
+        self._flags.note_and_scale(gradients, 1.0 / self._size)
+        work = self._group.allreduce([gradients])
+        if not gradients.is_cpu:
+            mean: torch.futures.Future[Tensor] = work.get_future().then(_first_tensor)
+            return mean
+        # On a host a callback would want Python in the backend's own thread, for each bucket. DDP waits for
+        # all of them right after the last one: waiting in the last one's hook takes no longer.
+        if bucket.index() == 0:
+            self._on_their_way.clear()  # those of a backward pass that raised
+        mean = torch.futures.Future()
+        self._on_their_way.append((work, mean, gradients))
+        if bucket.is_last():
+            self._land()
         return mean
+
+    def _land(self) -> None:
+        for work, mean, gradients in self._on_their_way:
+            work.wait()
+            mean.set_result(gradients)
+        self._on_their_way.clear()
 
 
 def team_hook(
@@ -87,7 +108,7 @@ def team_hook(
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
     """DDP's side of ``TeamSync``: called once for each bucket of each synchronizing backward pass."""
-    return state.start(bucket.buffer())
+    return state.start(bucket)
 
 
 def buffer_switch(model: DistributedDataParallel) -> str:

@@ -30,6 +30,7 @@ from hdet_ray.core.state import ScheduleConfig, ScheduleState
 from hdet_ray.exceptions import CollectiveError, HDETError, ProbeError, RollbackLimitError, SearchError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
+from hdet_ray.optim.divergence import largest
 from hdet_ray.optim.gradient_sync import TeamSync
 from hdet_ray.optim.hyperparameters import BoundHyperparameter
 from hdet_ray.optim.probes import Probe
@@ -81,6 +82,8 @@ class Rounds:
         self.control = control
         self.weights = weights
         self.callbacks: list[Callable[[BoundaryEvent], None]] = []
+        self.fact_sources: list[Callable[[], Mapping[str, float]]] = []
+        """Asked on every rank at each boundary; what rank 0's tell stands among the report's facts."""
         self._sync = sync
         self._probe = probe
         self._hyperparameters = hyperparameters
@@ -173,7 +176,7 @@ class Rounds:
         verdict = judge(finished, replicas, self.state.config.thresholds)
         replicas, untrained = self._gather_probes(replicas, rows)
         ended_s = self._clock()
-        sync_bytes = self._settle_weights(finished, verdict)
+        sync_bytes, divergence = self._settle_weights(finished, verdict)
         report = RoundReport(
             round=finished.round,
             calls=calls,
@@ -186,6 +189,8 @@ class Rounds:
                 "wall_s": ended_s - began_s,
                 "sync_s": self._clock() - ended_s,
                 "sync_bytes": float(sync_bytes),
+                **({} if divergence is None else {"param_divergence_ratio": divergence}),
+                **self._facts_of_others(),
             },
         )
         self._exchange(report)
@@ -304,12 +309,19 @@ class Rounds:
             failure.__cause__ = error
             return _Measured(error=failure)
 
-    def _settle_weights(self, plan: Plan, verdict: Verdict) -> int:
+    def _settle_weights(self, plan: Plan, verdict: Verdict) -> tuple[int, float | None]:
+        """Bytes of an average, and how far the replica that went furthest was from it."""
         if plan.end == "put_back" or verdict.rolls_back:
             self.weights.restore_snapshot()
-        elif plan.end == "average":
-            return self.weights.average(verdict.weights)
-        return 0
+            return 0, None
+        if plan.end != "average":
+            return 0, None
+        num_bytes, distance = self.weights.average_measured(verdict.weights)
+        distances = [row[0] for row in self.collective.gather_row([distance])]
+        return num_bytes, largest(distances[:: self.collective.ranks_per_replica], verdict.weights)
+
+    def _facts_of_others(self) -> dict[str, float]:
+        return {name: float(value) for source in self.fact_sources for name, value in source().items()}
 
     def _skipped_by_all(self, rows: Sequence[HealthRow], skipped: Sequence[int]) -> int:
         """Steps at which the schedule stood still: every replica skipped. In search rounds a skip counts."""

@@ -81,6 +81,14 @@ class Snapshot:
         self._copies, self._state, self._scaler_state = [], {}, {}
         self._is_taken = False
 
+    def give_up(self, count: int) -> list[Tensor]:
+        """The memory of the first copies, free for another use until the next ``take`` or ``release``.
+
+        There is nothing to restore until then.
+        """
+        self._is_taken = False
+        return self._copies[:count]
+
     def holds(self, tensors: Sequence[Tensor]) -> bool:
         """The first of the copies are equal to these tensors, one by one."""
         return all(torch.equal(copied, t) for copied, t in zip(self._copies, tensors, strict=False))

@@ -105,6 +105,13 @@ class ReplicaScheduler(LRScheduler):
         """Call this on every rank as the last thing of each boundary."""
         self._rounds.callbacks.append(callback)
 
+    def on_report(self, source: Callable[[], Mapping[str, float]]) -> None:
+        """Ask this for further facts at each boundary: measurements for people, by name and in base units.
+
+        Called on every rank; rank 0's answer stands in the report.
+        """
+        self._rounds.fact_sources.append(source)
+
     def converge(self) -> None:
         """Make one model of the replicas now, in mid-round; collective. Unhealthy replicas are left out.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from hdet_ray.optim.averaging import Averager
 from hdet_ray.optim.buckets import pieces
 from hdet_ray.optim.collective import Collective
+from hdet_ray.optim.divergence import relative_distance
 from hdet_ray.optim.snapshot import Snapshot, optimizer_tensors
 
 
@@ -121,6 +123,23 @@ class Weights:
                 num_bytes += _average_lent(piece, [], weights, peers, keeps_own=keeps_own)
             num_bytes += _average_lent([], counted, weights, peers, keeps_own=keeps_own)
         return num_bytes
+
+    @torch.no_grad()
+    def average_measured(self, replica_weights: Sequence[float]) -> tuple[int, float]:
+        """`average` at a boundary, and how far this replica's parameters were from the mean; collective.
+
+        The boundary before is given up for it: its copy's memory holds the parameters meanwhile.
+
+        Returns:
+            Bytes as of `average`, and the distance relative to the mean's norm (NaN: there is none).
+        """
+        if not self._has_snapshot or self._collective.num_replicas == 1:
+            return self.average(replica_weights), math.nan
+        before = self._snapshot.give_up(len(self.parameters))
+        self._has_snapshot = False
+        torch._foreach_copy_(before, [p.detach() for p in self.parameters])
+        num_bytes = self.average(replica_weights)
+        return num_bytes, relative_distance(before, self.parameters)
 
     @contextmanager
     def lent(self) -> Iterator[None]:

@@ -84,7 +84,22 @@ def attach(
     attachment.open_ledger()
     attachment.resume()
     scheduler.on_boundary(attachment.after_boundary)
+    if hasattr(sampler, "samples_taken"):
+        scheduler.on_report(_NewSamples(sampler))
     return scheduler.iterations
+
+
+class _NewSamples:
+    """What a sampler that counts has handed out since the report before."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._told: int = sampler.samples_taken
+
+    def __call__(self) -> dict[str, float]:
+        new = self._sampler.samples_taken - self._told
+        self._told += new
+        return {"samples": float(new)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,8 @@ class ResumableSampler(DistributedSampler[int]):
 
     _position: int = 0
     """Samples of this epoch that all ranks together have taken."""
+    samples_taken: int = 0
+    """Samples that all ranks together have taken since this sampler was made; reports tell them."""
 
     def __iter__(self) -> Iterator[int]:
         order = self._order()
@@ -32,6 +34,7 @@ class ResumableSampler(DistributedSampler[int]):
             # Near the end there may be fewer samples than ranks; then the first ones are used again.
             index = order[(self._position + self.rank) % len(order)]
             self._position += self.num_replicas
+            self.samples_taken += self.num_replicas
             yield index
 
     def set_epoch(self, epoch: int) -> None:

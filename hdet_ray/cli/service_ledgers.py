@@ -1,0 +1,121 @@
+"""A job's ledger over the API, as the same rounds that a ledger file holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hdet_ray.core.codec import from_json
+from hdet_ray.core.replay import Ledger, LedgerItem, read_ledger
+from hdet_ray.core.state import ScheduleState, state_from_json
+from hdet_ray.exceptions import ConfigError, HDETError, LedgerError
+
+if TYPE_CHECKING:
+    from hdet_service.client import HDETClient
+
+_ITEM_FIELDS = ("attempt", "round", "report", "plan", "report_digest")
+
+
+def names_a_file(text: str) -> bool:
+    """Whether an argument means a file, not a job: it has a slash or a ledger's ending, or is there."""
+    return "/" in text or text.endswith((".jsonl", ".json")) or Path(text).is_file()
+
+
+def existing_file(text: str) -> Path:
+    """The file that an argument names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(text)
+    if not path.is_file():
+        raise ConfigError(f"{text} is no file; give a ledger (JSON lines), or a job's id or name")
+    return path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLedger:
+    """A job's ledger that was read."""
+
+    job_id: str
+    name: str
+    ledger: Ledger
+
+
+def read_job_ledger(client: HDETClient, text: str) -> JobLedger:
+    """The whole ledger of a job.
+
+    Args:
+        text: The job's id, start of it, or name.
+
+    Raises:
+        LedgerError: it holds no state yet, or a line is broken.
+    """
+    job = client.find_job(text)
+    lines: list[str] = []
+    for page in client.history_pages(job["id"]):
+        if not lines:
+            lines.append(json.dumps(_header(page, job["name"])))
+        lines += [json.dumps(_known(item)) for item in page["items"]]
+    return JobLedger(job_id=job["id"], name=job["name"], ledger=read_ledger(lines))
+
+
+class JobTail:
+    """The initial state and the rounds of a running job, as they come.
+
+    Args:
+        client: The service.
+        job_id: The job.
+    """
+
+    def __init__(self, client: HDETClient, job_id: str) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._due: int | None = None
+
+    def poll(self, at_most: int | None = None) -> Iterator[ScheduleState | LedgerItem]:
+        """What is new since the last call: first the state, then rounds.
+
+        Args:
+            at_most: A round that is known to be new: a restart went back to it or before.
+
+        Raises:
+            LedgerError: a round can't be read.
+        """
+        start = self._due if self._due is None or at_most is None else min(self._due, at_most)
+        for page in self._client.history_pages(self._job_id, from_round=start):
+            if self._due is None:
+                header = page.get("start")
+                if header is None:
+                    return
+                state = state_from_json(header)
+                self._due = state.round
+                yield state
+            for data in page["items"]:
+                item = _item(data)
+                self._due = item.round + 1
+                yield item
+
+
+def _header(page: dict[str, Any], name: str) -> dict[str, Any]:
+    header = page.get("start")
+    if not isinstance(header, dict):
+        raise LedgerError(
+            f"job {name!r} has no ledger yet: its processes have not opened the run; let it start"
+        )
+    return header
+
+
+def _known(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: item[name] for name in _ITEM_FIELDS if name in item}
+
+
+def _item(data: dict[str, Any]) -> LedgerItem:
+    try:
+        item: LedgerItem = from_json(LedgerItem, _known(data))
+    except HDETError as error:
+        raise LedgerError(f"round {data.get('round')} of the job's ledger: {error}") from error
+    return item

@@ -1,0 +1,37 @@
+"""How a job's driver ends: the exit codes that say why, for when nobody listened to its last note.
+
+The controller reads them off Ray's list of jobs. Standard library only.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class DriverExit(IntEnum):
+    """Exit codes of ``python -m hdet_ray.train.driver``; any other one means that it was lost."""
+
+    COMPLETED = 0
+    PAUSED = 90
+    """A directive to pause was followed: all ranks saved and stopped."""
+    ENTRYPOINT_ERROR = 91
+    """The entrypoint can't be imported or called, or a setting of it can't work."""
+    SEARCH_FAILED = 92
+    ROLLBACK_LIMIT = 93
+    CHECKPOINT_ERROR = 94
+    NON_FINITE = 95
+    RETRIES_EXHAUSTED = 96
+    """Workers failed more often than ``max_failures`` allows."""
+
+
+REASONS: dict[DriverExit, str] = {
+    DriverExit.COMPLETED: "Completed",
+    DriverExit.PAUSED: "Paused",
+    DriverExit.ENTRYPOINT_ERROR: "EntrypointError",
+    DriverExit.SEARCH_FAILED: "SearchFailed",
+    DriverExit.ROLLBACK_LIMIT: "RollbackLimit",
+    DriverExit.CHECKPOINT_ERROR: "CheckpointError",
+    DriverExit.NON_FINITE: "NonFinite",
+    DriverExit.RETRIES_EXHAUSTED: "RetriesExhausted",
+}
+"""The job's reason, in the service's words."""
