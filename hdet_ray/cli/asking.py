@@ -49,7 +49,7 @@ def tell(error: ClientError) -> None:
 
     text = " ".join(str(error).split())
     if isinstance(error, Unauthorized):
-        text += "; put a token in HDET_TOKEN or in $HDET_HOME/token (an operator makes one with `hdet token create`)"
+        text += "; it goes into HDET_TOKEN, or the file token in HDET_HOME"
     typer.echo(f"hdet: {text}", err=True)
     if isinstance(error, AmbiguousJob):
         for job_id, name, state in error.matches:

@@ -51,7 +51,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
     table.columns[1].overflow = "ellipsis"
     table.columns[1].max_width = 28
     for job in jobs:
-        progress, replicas = job["progress"], job["replicas"]
+        progress = job["progress"]
         is_over = job["state"] in _OVER
         table.add_row(
             job["id"],
@@ -59,7 +59,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
             state_text(job),
             _step_text(progress),
             _bar(progress, width=10),
-            str(replicas["wanted"]) if is_over else f"{replicas['present']}/{replicas['wanted']}",
+            _replicas_text(job, "/"),
             "" if is_over else duration_text(progress.get("eta_s")),
             job.get("owner", ""),
             ago_text(job.get("created_at")),
@@ -69,7 +69,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 def job_view(job: Job) -> RenderableType:
     """One job: where it stands, what was asked for, and how it came here."""
-    progress, replicas = job["progress"], job["replicas"]
+    progress = job["progress"]
     head = Text.assemble((job["name"], "bold"), "   ", state_text(job), "   ", (job["id"], "dim"))
     facts = Table.grid(padding=(0, 3))
     facts.add_column(style="dim")
@@ -78,7 +78,7 @@ def job_view(job: Job) -> RenderableType:
         ("message", job["message"] or "–"),
         ("step", _with_bar(progress)),
         ("speed", _speed_text(progress)),
-        ("replicas", f"{replicas['present']} of {replicas['wanted']}"),
+        ("replicas", _replicas_text(job, " of ")),
         ("attempt", f"{job['attempt']}" + (f", {job['failures']} failures" if job.get("failures") else "")),
         ("owner", job.get("owner", "–")),
         ("created", ago_text(job.get("created_at"))),
@@ -90,10 +90,10 @@ def job_view(job: Job) -> RenderableType:
     ]
     for name, value in rows:
         facts.add_row(name, value)
-    parts: list[RenderableType] = [head, Padding(facts, (1, 0, 0, 2))]
+    parts: list[RenderableType] = [head, Padding(facts, (1, 0, 0, 2), expand=False)]
     transitions = job.get("transitions") or []
     if transitions:
-        parts.append(Padding(_transitions_table(transitions), (1, 0, 0, 2)))
+        parts.append(Padding(_transitions_table(transitions), (1, 0, 0, 2), expand=False))
     return Group(*parts)
 
 
@@ -110,6 +110,12 @@ def _transitions_table(transitions: Sequence[Mapping[str, Any]]) -> Table:
             str(item.get("message", "")),
         )
     return table
+
+
+def _replicas_text(job: Job, between: str) -> str:
+    replicas = job["replicas"]
+    wanted = str(replicas["wanted"])
+    return wanted if job["state"] in _OVER else f"{replicas['present']}{between}{wanted}"
 
 
 def _step_text(progress: Mapping[str, Any]) -> str:

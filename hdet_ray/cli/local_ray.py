@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-from hdet_ray.exceptions import HDETError
+from hdet_ray.train.failures import own_error
 
 _SHORT_FOLDER = "/tmp"
 """Not the user's TMPDIR: that one may be long."""
@@ -97,24 +97,8 @@ def fit(trainer: Any, while_running: Callable[[], None]) -> Any:
         while_running()
     (result,) = outcome
     if isinstance(result, BaseException):
-        raise _own_error(result) or result
+        raise own_error(result) or result
     return result
-
-
-def _own_error(error: BaseException) -> HDETError | None:
-    """The library's error behind Ray's, if there is one: several ranks raise the same."""
-    todo: list[Any] = [error]
-    seen: set[int] = set()
-    while todo:
-        current = todo.pop(0)
-        if isinstance(current, HDETError):
-            return current
-        if not isinstance(current, BaseException) or id(current) in seen:
-            continue
-        seen.add(id(current))
-        todo += [current.__cause__, current.__context__, *vars(current).values()]
-        todo += getattr(current, "worker_failures", {}).values()
-    return None
 
 
 def _leave(_: int, __: FrameType | None) -> None:

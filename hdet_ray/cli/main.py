@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hdet_ray.cli import backups, jobs, schedule, tokens
+from hdet_ray.cli import backups, cluster, jobs, schedule, tokens
 from hdet_ray.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from hdet_ray.exceptions import ConfigError, HDETError, MissingExtraError, OverrideError
 
@@ -165,7 +165,7 @@ def export(
     typer.echo(f"wrote {path}")
 
 
-for commands in (jobs, schedule, tokens, backups):
+for commands in (cluster, jobs, schedule, tokens, backups):
     commands.register(app)
 
 

@@ -80,8 +80,12 @@ def override(
     with service("schedule override") as client:
         job_id = client.find_job(job)["id"]
         if remove is not None:
-            client.remove_override(job_id, remove)
-            typer.echo(f"override {remove} will be taken back at the next round")
+            taken = client.remove_override(job_id, remove)
+            if as_json:
+                print_json(taken)
+            else:
+                when = " at the next round" if taken["state"] == "applied" else ""
+                typer.echo(f"override {remove} is taken back{when}")
             return
         revision = client.schedule(job_id)["revision"] if if_match is None else if_match
         if dry_run:
@@ -186,9 +190,9 @@ def _steer(
     from hdet_ray.cli.asking import print_json, service
 
     with service("schedule") as client:
-        answer = client.steer(
-            client.find_job(text)["id"], hparam, frozen=frozen, bounds=bounds, reason=reason
-        )
+        job_id = client.find_job(text)["id"]
+        revision = client.schedule(job_id)["revision"]
+        answer = client.steer(job_id, hparam, frozen=frozen, bounds=bounds, reason=reason, if_match=revision)
         if as_json:
             print_json(answer)
             return
@@ -224,7 +228,6 @@ def _told(override: Override) -> str:
         return f"override {override_id} was refused: {override['reason']}"
     if state == "applied":
         return f"override {override_id} is applied since round {override['applied_round']}"
-    due = override.get("apply_at_round")
-    return f"override {override_id} is {state}; it applies at " + (
-        "the next round" if due is None else f"round {due}"
-    )
+    due = override.get("applies_at_round")
+    when = "after the search" if due is None else f"at round {due}"
+    return f"override {override_id} is {state} and applies {when}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -40,11 +40,22 @@ def schedule_view(schedule: Schedule) -> RenderableType:
 
 def preview_view(preview: Mapping[str, Any]) -> RenderableType:
     """What an override would change, before and after."""
-    return Group(*(Text.assemble((f"{name}: ", "dim"), _flat(value)) for name, value in preview.items()))
+    due = preview.get("applies_at_round")
+    when = "after the search" if due is None else f"at round {due}"
+    parts: list[RenderableType] = [Text.assemble("would apply ", (when, "bold"))]
+    if preview.get("ends_search"):
+        parts.append(Text("! it would end the search", style="yellow"))
+    table = _table("hyperparameter", "group", "from", "to", "base from", "base to")
+    for change in preview.get("changes", []):
+        base = change.get("base") or {}
+        numbers = [change["from"], change["to"], base.get("from"), base.get("to")]
+        table.add_row(change["hparam"], str(change["group"]), *(rate_text(number) for number in numbers))
+    parts.append(_part("changes", table) if table.row_count else Text("no value would change", style="dim"))
+    return Group(*parts)
 
 
 def _part(title: str, body: RenderableType) -> RenderableType:
-    return Padding(Group(Text(title, style="bold"), body), (1, 0, 0, 2))
+    return Padding(Group(Text(title, style="bold"), body), (1, 0, 0, 2), expand=False)
 
 
 def _base_table(schedule: Schedule) -> Table:
@@ -73,9 +84,10 @@ def _replicas_table(replicas: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _points_table(points: Iterable[Mapping[str, Any]]) -> Table:
+def _points_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """The newest candidates, by rising rate."""
     table = _table("round", "phase", "rate", "loss", "")
-    for point in sorted(points, key=lambda p: p["value"])[:_MAX_ROWS]:
+    for point in sorted(points[-_MAX_ROWS:], key=lambda p: p["value"]):
         is_dead = bool(point["dead"])
         table.add_row(
             str(point["round"]),
@@ -97,7 +109,7 @@ def _overrides_table(overrides: Iterable[Mapping[str, Any]]) -> Table:
         table.add_row(
             str(item["id"]),
             Text(state, style=_OVERRIDE_STYLES.get(state, "dim")),
-            what,
+            what.strip(),
             "" if since is None else f"round {since}",
             str(item.get("created_by", "")),
             str(item.get("reason") or ""),
@@ -118,11 +130,3 @@ def _entries(values: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, 
 
 def _at(values: Mapping[str, Mapping[str, float]], hparam: str, group: str) -> float | None:
     return values.get(hparam, {}).get(group)
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_flat(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return "; ".join(_flat(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

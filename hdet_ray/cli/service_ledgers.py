@@ -75,28 +75,33 @@ class JobTail:
         self._client = client
         self._job_id = job_id
         self._due: int | None = None
+        self._attempt = 0
 
-    def poll(self, at_most: int | None = None) -> Iterator[ScheduleState | LedgerItem]:
+    def is_known(self, round: int) -> bool:
+        """Whether a round was given out already."""
+        return self._due is not None and round < self._due
+
+    def rewind(self, attempt: int, round: int) -> None:
+        """A new attempt begins at a round: what was given out from there on is abandoned."""
+        if self._due is not None and attempt > self._attempt:
+            self._attempt, self._due = attempt, min(self._due, round)
+
+    def poll(self) -> Iterator[ScheduleState | LedgerItem]:
         """What is new since the last call: first the state, then rounds.
-
-        Args:
-            at_most: A round that is known to be new: a restart went back to it or before.
 
         Raises:
             LedgerError: a round can't be read.
         """
-        start = self._due if self._due is None or at_most is None else min(self._due, at_most)
-        for page in self._client.history_pages(self._job_id, from_round=start):
+        for page in self._client.history_pages(self._job_id, from_round=self._due):
             if self._due is None:
-                header = page.get("start")
-                if header is None:
+                if page.get("start") is None:
                     return
-                state = state_from_json(header)
+                state = state_from_json(page["start"])
                 self._due = state.round
                 yield state
             for data in page["items"]:
                 item = _item(data)
-                self._due = item.round + 1
+                self._due, self._attempt = item.round + 1, max(self._attempt, item.attempt)
                 yield item
 
 

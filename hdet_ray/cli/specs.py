@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # it carries no types
 from pydantic import ValidationError
 
 from hdet_ray.cli.assignments import guess
@@ -122,7 +122,7 @@ def read_spec(file: str) -> dict[str, Any]:
     return spec
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # as above
     """YAML 1.2's plain values: ``1e-3`` is a number, ``no`` and ``2026-01-01`` are texts."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own form
@@ -139,7 +139,8 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.YAMLError(f"the key {key!r} is no text{node.start_mark}")
             if key in keys[:i]:
                 raise yaml.YAMLError(f"the key {key!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver(
@@ -154,7 +155,8 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+        r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$"
+        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
     ),
     list("-+.0123456789"),
 )
@@ -208,4 +210,4 @@ def _mapping(spec: Mapping[str, Any], field: str) -> dict[str, Any]:
 def _name_from(entrypoint: str) -> str:
     """A name for a job that was given none: ``train_loop`` for ``my.module:train_loop``."""
     last = re.split(r"[\s:]+", entrypoint.strip())[-1] if ":" in entrypoint else entrypoint.strip()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:64] or "job"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-._")[:64] or "job"

@@ -66,7 +66,7 @@ def _preview(preview: dict[str, Any], package: dict[str, Any] | None, as_json: b
     if as_json:
         print_json(preview if package is None else {**preview, "package": package})
         return
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # it carries no types
     from rich.syntax import Syntax
 
     text = yaml.safe_dump(preview, sort_keys=False, allow_unicode=True)

@@ -21,8 +21,9 @@ from hdet_ray.cli.service_ledgers import JobTail
 if TYPE_CHECKING:
     from hdet_service.client import HDETClient, Job
 
-_ROUND_EVENT = "round"
-_TOLD_EVENTS = frozenset({"state", "override", "quarantine", "rollback", "resize", "retry"})
+_TOLD_EVENTS = frozenset(
+    {"state", "attempt", "override", "note", "quarantine", "rollback", "resize", "retry"}
+)
 
 
 class JobTable(RunTable):
@@ -70,9 +71,15 @@ def _draw(client: HDETClient, job: Job) -> None:
         printer.tell(table, table.standing)
         printer.show(table, tail.poll())
         for event in client.follow_events(job["id"], after=newest):
-            if event["type"] == _ROUND_EVENT:
-                printer.show(table, tail.poll(event["data"].get("round")))
-            elif event["type"] in _TOLD_EVENTS:
+            data = event["data"]
+            if event["type"] == "round":
+                # One look may bring the rounds of several events.
+                if not tail.is_known(data["round"]):
+                    printer.show(table, tail.poll())
+                continue
+            if event["type"] == "attempt":
+                tail.rewind(data["attempt"], data["round"])
+            if event["type"] in _TOLD_EVENTS:
                 printer.tell(table, table.take(event))
         final = client.job(job["id"])
         table.standing, table.newest_event = standing_text(final), Text()

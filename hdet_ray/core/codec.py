@@ -126,8 +126,9 @@ def _tag(kind: Any) -> str:
 
 
 def _dataclass_to_json(value: Any) -> dict[str, Json]:
+    kind: Any = type(value)
     out: dict[str, Json] = {}
-    for name, hint, is_float, is_member in _layout(type(value)):
+    for name, hint, is_float, is_member in _layout(kind):
         item = getattr(value, name)
         if item is None or isinstance(item, str | bool):
             out[name] = item
@@ -145,10 +146,11 @@ def _dataclass_to_json(value: Any) -> dict[str, Json]:
 def _nonfinite_to_json(value: Any) -> dict[str, Json]:
     """Of an instance with a number that is not finite. Beside such a number a null would be read as one
     more: what is None by default stays away."""
-    fields = _fields(type(value))
+    kind: Any = type(value)
+    fields = _fields(kind)
     held = {name: getattr(value, name) for name in fields}
     out = {
-        name: _tagged(item) if _is_member(type(value), name) else to_json(item, fields[name][0])
+        name: _tagged(item) if _is_member(kind, name) else to_json(item, fields[name][0])
         for name, item in held.items()
         if item is not None or fields[name][1]
     }

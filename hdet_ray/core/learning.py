@@ -100,8 +100,8 @@ def _search_notes(state: ScheduleState, search: Search) -> tuple[str, ...]:
     if search.is_suspect:
         notes.append(
             f"the search's result, max_lr = {_rate(state, search.best):.4g}, is suspect: the next higher "
-            "candidate was dead. Under plain SGD that is common and mostly harmless; elsewhere compare with a "
-            "run from a third of it, or bound the rate with bounds={'lr': (low, high)}"
+            "candidate was dead. Under plain SGD that is common and mostly harmless; elsewhere compare with "
+            "a run from a third of it, or bound the rate with bounds={'lr': (low, high)}"
         )
     return tuple(notes)
 

@@ -100,7 +100,8 @@ def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleS
     """
     report_json, plan_json, state_digest = to_json(report), to_json(plan), digest(state)
     plan_text = json.dumps(plan_json, allow_nan=False)
-    head = f'{{"attempt": {attempt}, "round": {report.round}, "report": {json.dumps(report_json, allow_nan=False)}'
+    report_text = json.dumps(report_json, allow_nan=False)
+    head = f'{{"attempt": {attempt}, "round": {report.round}, "report": {report_text}'
     digests = f'"report_digest": "{digest_of_json(report_json)}", "state_digest": "{state_digest}"'
     return EncodedRound(
         line=f'{head}, "plan": {plan_text}, {digests}}}',

@@ -56,7 +56,7 @@ class RoundReport:
     facts: Mapping[str, float] = field(default_factory=dict)
     """Measurements for people: no decision reads them.
 
-    ``wall_s`` (training), ``sync_s`` (judging's end to the report), ``sync_bytes`` (of an average, this rank's),
-    ``param_divergence_ratio`` (of rounds that end in an average: the largest distance of an averaged replica's
-    parameters from the mean, over the mean's norm), ``samples`` (trained on by all ranks).
+    ``wall_s`` (training), ``sync_s`` (judging's end to the report), ``sync_bytes`` (of an average, this
+    rank's), ``param_divergence_ratio`` (of rounds that end in an average: the largest distance of an averaged
+    replica's parameters from the mean, over the mean's norm), ``samples`` (trained on by all ranks).
     """

@@ -67,7 +67,7 @@ class LocalControl:
         """Open the ledger: a new one, or the next attempt of what stands there."""
         self._state = state
         if self._path is not None:
-            self._attempt = _open_ledger(self._path, state)
+            self._attempt = open_ledger(self._path, state)
 
     def exchange(self, state: ScheduleState, report: RoundReport) -> tuple[ScheduleState, Plan]:
         """Decide, and write the round's line before anyone acts on it."""
@@ -75,13 +75,12 @@ class LocalControl:
         report = replace(report, commands=report.commands + commands)
         self._state, plan = decide(state, report)
         if self._path is not None:
-            _append(self._path, item_line(self._attempt, report, plan))
+            append_line(self._path, item_line(self._attempt, report, plan))
         return self._state, plan
 
 
-def _open_ledger(path: Path, state: ScheduleState) -> int:
-    """The number of the attempt that begins; starts a new file where the old one doesn't lead to "
-    "``state``."""
+def open_ledger(path: Path, state: ScheduleState) -> int:
+    """The number of the attempt that begins; starts a new file where the old one doesn't lead there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ledger = _read_whole_lines(path)
     if ledger is not None and ledger.state.config == state.config:
@@ -90,7 +89,7 @@ def _open_ledger(path: Path, state: ScheduleState) -> int:
             return 1 + max((item.attempt for item in ledger.items), default=0)
     if path.exists():
         path.replace(path.with_name(f"{path.name}.{_next_number(path)}"))
-    _append(path, header_line(state))
+    append_line(path, header_line(state))
     return 1
 
 
@@ -112,6 +111,7 @@ def _next_number(path: Path) -> int:
     return 1 + sum(1 for _ in path.parent.glob(f"{path.name}.*"))
 
 
-def _append(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a ledger's file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

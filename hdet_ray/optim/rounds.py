@@ -52,6 +52,8 @@ class BoundaryEvent:
     plan: Plan
     """The next round's; of 0 steps where the schedule has ended."""
     is_last: bool
+    directive: str | None = None
+    """What a remote control asks for beside the plan (``pause``); the same on every rank."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +95,17 @@ class Rounds:
         self._untrained: _Measured | None = None
         self._round_began_s = clock()
         self.state, self.plan = start(config, collective.num_replicas, first_step=first_step)
+        self._prepare_teams()
+        self._enter_plan()
+
+    @property
+    def syncs_by_teams(self) -> bool:
+        """Gradients can be shared in teams."""
+        return self._sync is not None
+
+    def begin_anew(self, config: ScheduleConfig) -> None:
+        """Plan the run by another config; before its first step, on every rank."""
+        self.state, self.plan = start(config, self.collective.num_replicas, first_step=self.state.step)
         self._prepare_teams()
         self._enter_plan()
 
@@ -193,7 +206,7 @@ class Rounds:
                 **self._facts_of_others(),
             },
         )
-        self._exchange(report)
+        directive = self._exchange(report)
         self._enter_plan()
         if self.plan.num_steps:
             self.weights.take_snapshot()
@@ -208,6 +221,7 @@ class Rounds:
             state=self.state,
             plan=self.plan,
             is_last=self.plan.num_steps == 0,
+            directive=directive,
         )
 
     def tell(self, event: BoundaryEvent) -> None:
@@ -329,8 +343,8 @@ class Rounds:
             return 0
         return len(set.intersection(*(set(s) for s in self.collective.gather_objects(list(skipped)))))
 
-    def _exchange(self, report: RoundReport) -> None:
-        """Rank 0 decides, or has it decided; what it broadcasts counts."""
+    def _exchange(self, report: RoundReport) -> str | None:
+        """Rank 0 decides, or has it decided; what it broadcasts counts. Returns the control's directive."""
         answer: tuple[ScheduleState, Plan] | None = None
         error: HDETError | None = None
         if self.collective.rank == 0:
@@ -343,9 +357,11 @@ class Rounds:
                     f"rank 0 could not exchange the report of round {report.round}: {raised}"
                 )
                 error.__cause__ = raised
-        answer, failed = self.collective.broadcast_object((answer, error is not None))
+        directive = getattr(self.control, "directive", None)
+        answer, failed, directive = self.collective.broadcast_object((answer, error is not None, directive))
         if failed:
             self.collective.agree(error)
         if answer is None:
             raise CollectiveError(f"rank 0 had no plan after round {report.round}")
         self.state, self.plan = answer
+        return directive

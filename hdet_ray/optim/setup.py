@@ -69,6 +69,7 @@ class RunArguments:
 class Parts:
     """What a scheduler is made of."""
 
+    arguments: RunArguments
     config: ScheduleConfig
     rounds: Rounds
     model: nn.Module | None
@@ -102,10 +103,10 @@ def assemble(arguments: RunArguments) -> Parts:
     a = arguments
     mesh = a.mesh or (current_session().mesh if a.process_group is None else None)
     collective = Collective.connect(a.process_group, mesh)
-    prepared = _on_every_rank(collective, lambda: _prepare(a, collective))
+    prepared = on_every_rank(collective, lambda: _prepare(a, collective))
     config = prepared.config
     _check_equal(collective, a, config)
-    tied = _on_every_rank(collective, lambda: _tie(a, config, collective))
+    tied = on_every_rank(collective, lambda: _tie(a, config, collective))
     separate_entries(a.optimizer)
     ddp = ddp_of(a.model)
     module = a.model if ddp is None else ddp.module
@@ -129,6 +130,7 @@ def assemble(arguments: RunArguments) -> Parts:
         first_step=a.first_step,
     )
     return Parts(
+        arguments=a,
         config=config,
         rounds=rounds,
         model=a.model,
@@ -137,7 +139,7 @@ def assemble(arguments: RunArguments) -> Parts:
     )
 
 
-def _on_every_rank(collective: Collective, build: Callable[[], T]) -> T:
+def on_every_rank(collective: Collective, build: Callable[[], T]) -> T:
     """What this rank builds; where any rank fails, an error on all of them. Collective.
 
     Raises:
@@ -167,32 +169,24 @@ def _tie(a: RunArguments, config: ScheduleConfig, collective: Collective) -> _Ti
 
 def _team_sync(ddp: DistributedDataParallel, config: ScheduleConfig) -> TeamSync | None:
     """Sync by teams; without it where the user's own communication hook shares gradients with all anyway."""
-    needs_teams = isinstance(config.controller, Auto) or config.controller.gradient_sync == "local"
     try:
         return TeamSync(ddp)
     except ConfigError:
-        if needs_teams:
+        if needs_teams(config.controller):
             raise
         return None
+
+
+def needs_teams(controller: Controller) -> bool:
+    """Its replicas share gradients in teams, or not at all."""
+    return isinstance(controller, Auto) or controller.gradient_sync == "local"
 
 
 def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
     cycle, total_steps = a.base()
     controller = resolve_controller(a.controller)
-    _check_model(a, controller, collective)
-    if not math.isfinite(a.warm_noise) or a.warm_noise < 0:
-        raise ConfigError(
-            f"warm_noise={a.warm_noise} must be a finite number of at least 0; 0.01 is the paper's"
-        )
-    if a.warm_noise and isinstance(controller, Auto):
-        raise ConfigError(
-            "warm_noise makes replicas differ, but the search compares candidates from equal weights; use "
-            "controller='paper' or 'fixed', or warm_noise=0"
-        )
-    if a.warm_noise and controller.alpha == 0 and getattr(controller, "gradient_sync", "") == "shared":
-        raise ConfigError(
-            "warm_noise needs replicas that converge; use alpha above 0, or gradient_sync='local'"
-        )
+    check_model(a, controller, collective)
+    check_noise(a.warm_noise, controller)
     bound = resolve(
         a.hyperparameters,
         a.optimizer,
@@ -223,7 +217,33 @@ def _prepare(a: RunArguments, collective: Collective) -> _Prepared:
     return _Prepared(config=config, hyperparameters=bound)
 
 
-def _check_model(a: RunArguments, controller: Controller, collective: Collective) -> None:
+def check_noise(warm_noise: float, controller: Controller) -> None:
+    """Refuse warm noise that can't work with this controller.
+
+    Raises:
+        ConfigError: negative or not finite, or replicas that it makes differ are never averaged.
+    """
+    if not math.isfinite(warm_noise) or warm_noise < 0:
+        raise ConfigError(
+            f"warm_noise={warm_noise} must be a finite number of at least 0; 0.01 is the paper's"
+        )
+    if warm_noise and isinstance(controller, Auto):
+        raise ConfigError(
+            "warm_noise makes replicas differ, but the search compares candidates from equal weights; use "
+            "controller='paper' or 'fixed', or warm_noise=0"
+        )
+    if warm_noise and controller.alpha == 0 and getattr(controller, "gradient_sync", "") == "shared":
+        raise ConfigError(
+            "warm_noise needs replicas that converge; use alpha above 0, or gradient_sync='local'"
+        )
+
+
+def check_model(a: RunArguments, controller: Controller, collective: Collective) -> None:
+    """Refuse a model that can't work with this controller, or its absence.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
     model, is_ddp = a.model, ddp_of(a.model) is not None
     if _is_sharded(a):
         raise ConfigError(

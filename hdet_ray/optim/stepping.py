@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from hdet_ray.config import Controller
 from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.state import ScheduleState, state_to_json
@@ -23,6 +24,7 @@ from hdet_ray.exceptions import ConfigError, ScheduleExhaustedError
 from hdet_ray.optim.bucket_order import bucket_order, replay_bucket_order
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
+from hdet_ray.optim.recontrol import recontrolled
 from hdet_ray.optim.rounds import BoundaryEvent, Rounds
 from hdet_ray.optim.saved_state import STATE_DICT_VERSION, agreed_state
 from hdet_ray.optim.setup import Parts, needs_loss
@@ -100,6 +102,21 @@ class ReplicaScheduler(LRScheduler):
     def iterations(self) -> int:
         """Calls of `step` so far: the position in the user's loop."""
         return self.state.calls + self._calls_in_round
+
+    def use_controller(self, controller: Controller) -> None:
+        """Take another controller than the one that this was made with; collective, before the first step.
+
+        Raises:
+            ConfigError: on every rank, where the run has begun or can't work with it.
+        """
+        if self.iterations or self.state.round:
+            raise ConfigError(
+                f"use_controller() came after {self.iterations} steps; a run keeps the controller that it "
+                "began with"
+            )
+        self._parts = recontrolled(self._parts, controller)
+        self._needs_loss = self._parts.needs_loss
+        self._enter_round()
 
     def on_boundary(self, callback: Callable[[BoundaryEvent], None]) -> None:
         """Call this on every rank as the last thing of each boundary."""

@@ -20,11 +20,12 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 from torch import nn
 
 from hdet_ray.core.plan import RATE, value_at
-from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError
+from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RunPaused
 from hdet_ray.optim.control import LocalControl
 from hdet_ray.optim.rounds import BoundaryEvent
 from hdet_ray.optim.stepping import ReplicaScheduler
 from hdet_ray.train.checkpoints import Loaded, load, restore, restore_rank, save
+from hdet_ray.train.job_run import JobRun, controller_on_every_rank, settings_on_every_rank
 from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.ledger import RunLedger
 from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports, has_user_files
@@ -63,6 +64,10 @@ def attach(
         extra: Further objects to save and restore by name, the same on every rank (an EMA of weights). The
             scheduler's ``grad_scaler`` is among them by itself.
 
+    Where the run is a job of the service (``HDET_JOB_ID`` and ``HDET_CONTROL`` are set), its reports go to
+    the controller. `scheduler.step` then raises `RunPaused` on every rank once a pause is saved
+    (`HDETTrainer` ends the run cleanly there), and `FencedError` where a newer attempt has begun.
+
     Returns:
         The step to start at: how often the loop has called ``scheduler.step`` before.
 
@@ -81,8 +86,9 @@ def attach(
     bridge.clear_staged()
     scaler = {} if scheduler.grad_scaler is None else {"grad_scaler": scheduler.grad_scaler}
     attachment = _Attachment(scheduler, bridge, sampler, scaler | dict(extra or {}))
-    attachment.open_ledger()
+    attachment.join_job()
     attachment.resume()
+    attachment.open_ledger()
     scheduler.on_boundary(attachment.after_boundary)
     if hasattr(sampler, "samples_taken"):
         scheduler.on_report(_NewSamples(sampler))
@@ -140,6 +146,22 @@ class _Attachment:
         self.collective = scheduler.collective
         self._rounds_unsaved = 0
         self._ledger: RunLedger | None = None
+        self._job: JobRun | None = None
+        self._resumed_round: int | None = None
+
+    def join_job(self) -> None:
+        """Where this run is a job: take the controller that its spec names, and begin an attempt."""
+        settings = settings_on_every_rank(self.collective)
+        if settings is None or not self.bridge.saves_checkpoints:
+            return
+        controller = controller_on_every_rank(settings.spec, self.collective)
+        if controller is not None and self.scheduler.iterations == 0:
+            self.scheduler.use_controller(controller)
+        self._job = JobRun(settings, self.collective)
+        self._ledger = RunLedger(ray.train.get_context().get_storage())
+        if self.collective.rank == 0:
+            self._ledger.fetch()
+        self._job.begin_attempt(self._ledger.path)
 
     def resume(self) -> None:
         mine, problem = self._find() if self.collective.rank == 0 else (None, None)
@@ -160,7 +182,9 @@ class _Attachment:
         """The scheduler's last act at a boundary; on every rank."""
         self.bridge.own_metrics = _metrics(event)
         self._rounds_unsaved += 1
-        if not event.is_last and self._rounds_unsaved < self.bridge.checkpoint_every_rounds:
+        is_paused = event.directive == "pause" and not event.is_last and self.bridge.saves_checkpoints
+        is_due = event.is_last or event.directive is not None
+        if not is_due and self._rounds_unsaved < self.bridge.checkpoint_every_rounds:
             return
         if not self.bridge.saves_checkpoints:
             self.bridge.publish(None)
@@ -177,38 +201,67 @@ class _Attachment:
         notes = self.collective.gather_objects(note)
         reporters = [rank for rank, other in enumerate(notes) if other.reports_checkpoints]
         writer = reporters[0] if reporters else 0
-        if notes[writer].is_behind and not event.is_last:
+        if notes[writer].is_behind and not (event.is_last or is_paused):
             return
         self._rounds_unsaved = 0
         staged = self._save(event, notes) if self.collective.rank == writer else None
-        if not reporters:
+        if is_paused:
+            self.bridge.publish_whole(staged)
+        elif not reporters:
             self.bridge.publish(staged)
         elif staged is not None:
             self.bridge.stage(staged)
-        if self._ledger is not None:
+        if self._ledger is not None and self.collective.rank == 0:
             self._ledger.push()
+        if is_paused:
+            self._leave(event)
+        elif event.is_last and self._job is not None:
+            self._job.flush()
 
     def open_ledger(self) -> None:
-        """Let a local control write the run's ledger, unless it has one of the user's choice."""
+        """Let the control write the run's ledger, unless it has one of the user's choice."""
         control = self.scheduler.control
         if self.collective.rank != 0 or not self.bridge.saves_checkpoints:
             return
-        if isinstance(control, LocalControl) and control.ledger is None:
+        if not isinstance(control, LocalControl) or control.ledger is not None:
+            if self._job is not None:
+                logger.warning("the scheduler has a control of its own: this job's controller is not asked")
+            return
+        if self._ledger is None:
             self._ledger = RunLedger(ray.train.get_context().get_storage())
             self._ledger.fetch()
+        if self._job is None:
             self.scheduler.control = LocalControl(ledger=self._ledger.path)
+            return
+        self.scheduler.control = self._job.connect(self._ledger.path, resumed_round=self._resumed_round)
+        self.bridge.on_stored = self._job.note_stored
+        self.bridge.on_close.append(self._job.flush)
+
+    def _leave(self, event: BoundaryEvent) -> None:
+        """The pause is saved: say so, and leave the user's loop on every rank.
+
+        Raises:
+            RunPaused: always.
+        """
+        if self._job is not None:
+            self._job.note("paused", {"round": event.state.round, "step": self.scheduler.iterations})
+            self._job.flush()
+        raise RunPaused(
+            f"paused at round {event.state.round}; it goes on from the checkpoint of this boundary"
+        )
 
     def _find(self) -> tuple[_Found | None, HDETError | None]:
         """Rank 0 looks for all; what it can't take becomes every rank's error."""
         if not self.bridge.saves_checkpoints:
             return _NOTHING, None
         try:
-            return _find_newest(self.bridge.newest_checkpoint()), None
+            return _find_newest(self.bridge.newest_checkpoint(), self._job), None
         except HDETError as error:
             return None, error
 
     def _restore(self, loaded: Loaded) -> None:
         scheduler, collective = self.scheduler, self.collective
+        self._resumed_round = loaded.manifest.round
         schedule = restore(loaded, _model_of(scheduler), scheduler.optimizer, extra=self.extra)
         scheduler.load_state_dict(schedule)
         _require_planned_rates(scheduler)
@@ -241,7 +294,9 @@ class _Attachment:
             round=event.state.round,
             step=self.scheduler.iterations,
             extra={name: item.state_dict() for name, item in self.extra.items()},
+            attempt=0 if self._job is None else self._job.attempt,
         )
+        staged.round, staged.step = event.state.round, self.scheduler.iterations
         return staged
 
 
@@ -281,8 +336,10 @@ def _require_planned_rates(scheduler: ReplicaScheduler) -> None:
 _NOTHING = _Found(ours=None, has_user_files=False)
 
 
-def _find_newest(newest: Checkpoint | None) -> _Found:
+def _find_newest(newest: Checkpoint | None, job: JobRun | None) -> _Found:
     if newest is None:
+        if job is not None:
+            job.choose([])
         return _NOTHING
     reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
     older = [entry.checkpoint for entry in reversed(reported) if entry.checkpoint.path != newest.path]
@@ -292,7 +349,8 @@ def _find_newest(newest: Checkpoint | None) -> _Found:
     if not ours:
         logger.warning("none of the run's %d checkpoints is of attach(): starting at step 0", len(candidates))
         return _Found(ours=None, has_user_files=True)
-    path = newest_complete(filesystem, ours)
+    chosen = None if job is None else job.choose(ours)
+    path = newest_complete(filesystem, ours) if chosen is None else chosen
     if path is None:
         raise CheckpointError(
             f"none of the run's {len(ours)} checkpoints is complete (newest: {ours[0]}); start under a new "

@@ -73,6 +73,7 @@ def save(
     round: int,
     step: int,
     extra: Mapping[str, Any] | None = None,
+    attempt: int = 0,
 ) -> Manifest:
     """Write one checkpoint. Call it on one rank, at a boundary.
 
@@ -86,6 +87,7 @@ def save(
         round: The round that starts after this boundary.
         step: Calls of the scheduler's ``step`` so far.
         extra: State_dicts of further objects by name.
+        attempt: Which start of a job's run writes it.
 
     Returns:
         The manifest that was written.
@@ -117,6 +119,7 @@ def save(
         world_size=len(ranks),
         files=describe_files(folder, names),
         groups=group_layouts(optimizer),
+        attempt=attempt,
     )
     unfinished = folder / f"{MANIFEST_FILE}.part"
     unfinished.write_text(manifest.to_json(), encoding="utf-8")

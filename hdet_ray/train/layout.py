@@ -5,9 +5,11 @@ Every Ray checkpoint of a run holds ours in a folder of its own, beside whatever
     <storage_path>/<run name>/
         checkpoint_<time>/hdet/     one checkpoint (`hdet_ray.train.checkpoints`)
         hdet_ledger.jsonl           one line a round
+        hdet-attempts/<n>.json      each start of a job's run, and the driver that it belongs to
 """
 
 from __future__ import annotations
 
 HDET_FOLDER = "hdet"
 LEDGER_FILE = "hdet_ledger.jsonl"
+ATTEMPTS_FOLDER = "hdet-attempts"

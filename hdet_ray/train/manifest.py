@@ -55,6 +55,8 @@ class Manifest:
     """Ranks that wrote it; any number can read it."""
     files: Mapping[str, FileEntry]
     groups: tuple[GroupLayout, ...]
+    attempt: int = 0
+    """Which start of a job's run wrote it; 0 where it is nobody's job."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
@@ -150,6 +152,7 @@ def _from_fields(fields: Mapping[str, Any]) -> Manifest:
         world_size=int(fields["world_size"]),
         files={name: FileEntry(**entry) for name, entry in fields["files"].items()},
         groups=tuple(GroupLayout(**group) for group in fields["groups"]),
+        attempt=int(fields.get("attempt", 0)),
     )
 
 

@@ -12,8 +12,7 @@ class DriverExit(IntEnum):
     """Exit codes of ``python -m hdet_ray.train.driver``; any other one means that it was lost."""
 
     COMPLETED = 0
-    PAUSED = 90
-    """A directive to pause was followed: all ranks saved and stopped."""
+    """Also after a pause: the controller knows which from the steps."""
     ENTRYPOINT_ERROR = 91
     """The entrypoint can't be imported or called, or a setting of it can't work."""
     SEARCH_FAILED = 92
@@ -23,10 +22,14 @@ class DriverExit(IntEnum):
     RETRIES_EXHAUSTED = 96
     """Workers failed more often than ``max_failures`` allows."""
 
+    @property
+    def reason(self) -> str:
+        """The job's reason, in the service's words."""
+        return REASONS[self]
+
 
 REASONS: dict[DriverExit, str] = {
     DriverExit.COMPLETED: "Completed",
-    DriverExit.PAUSED: "Paused",
     DriverExit.ENTRYPOINT_ERROR: "EntrypointError",
     DriverExit.SEARCH_FAILED: "SearchFailed",
     DriverExit.ROLLBACK_LIMIT: "RollbackLimit",
@@ -34,4 +37,3 @@ REASONS: dict[DriverExit, str] = {
     DriverExit.NON_FINITE: "NonFinite",
     DriverExit.RETRIES_EXHAUSTED: "RetriesExhausted",
 }
-"""The job's reason, in the service's words."""

@@ -17,12 +17,13 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import ray.train
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.v2._internal.execution.train_fn_utils import TrainFnUtils, get_train_fn_utils
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
@@ -31,15 +32,30 @@ from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.storage import resolve, upload
 
 UploadFn = Callable[[Checkpoint, str], Checkpoint]
+HasStored = Callable[["StagedCheckpoint", Checkpoint], None]
 
 _BRIDGE = "_hdet_bridge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint of ours that lies in the run's storage."""
+
+    round: int
+    step: int
+    path: str
+    """Ray's checkpoint that holds it."""
 
 
 class StagedCheckpoint:
     """A finished checkpoint in a local folder, which goes with the last reference to it."""
 
     def __init__(self, root: Path) -> None:
+        self.round = self.step = 0
+        """Of the boundary that it was taken at."""
         root.mkdir(parents=True, exist_ok=True)
+        self.user_files: Checkpoint | None = None
+        """A checkpoint whose files of the user's go along."""
         self.folder = Path(tempfile.mkdtemp(dir=root))
         # Uploads run in Ray's thread and may be repeated: only "nobody holds it" says that it is done.
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
@@ -60,6 +76,10 @@ class ReportBridge:
         """``hdet/…``, as of the newest boundary."""
         self.saves_checkpoints = utils.is_distributed()
         """False in Ray's local mode, which has no storage."""
+        self.on_stored: Callable[[StoredCheckpoint], None] | None = None
+        """Called when a checkpoint of ours lies in the run's storage, in whichever thread put it there."""
+        self.on_close: list[Callable[[], None]] = []
+        """Called when the user's loop has ended, however it did."""
         self._staged: StagedCheckpoint | None = None
         self._newest_upload: Callable[[], _Upload | None] = lambda: None
         self._forward = utils.report
@@ -87,6 +107,8 @@ class ReportBridge:
     def close(self) -> None:
         """The user's loop has ended: nothing is staged any more. Uploads under way keep their folders."""
         self._staged = None
+        for act in self.on_close:
+            act()
 
     def stage(self, staged: StagedCheckpoint) -> None:
         """Keep a checkpoint for the user's next ones to carry."""
@@ -100,7 +122,7 @@ class ReportBridge:
         if staged is None:
             self._send({**self.user_metrics, **self.own_metrics}, mode=CheckpointUploadMode.ASYNC)
             return
-        newest = _Upload(staged)
+        newest = _Upload(staged, self._has_stored)
         # Weak: a report that Ray drops (it does when a worker is lost) must not count as waiting for ever.
         self._newest_upload = weakref.ref(newest)
         self._send(
@@ -128,7 +150,7 @@ class ReportBridge:
                 if checkpoint_upload_mode == CheckpointUploadMode.NO_UPLOAD:
                     _add_ours(self._staged, checkpoint)
                 else:
-                    checkpoint_upload_fn = _carrying(self._staged, checkpoint_upload_fn)
+                    checkpoint_upload_fn = _carrying(self._staged, checkpoint_upload_fn, self._has_stored)
         self._forward(
             metrics={**metrics, **self.own_metrics},
             checkpoint=checkpoint,
@@ -143,6 +165,20 @@ class ReportBridge:
         """What `ray.train.get_checkpoint` returns in the user's loop: None where it holds ours alone."""
         newest = self._get_newest()
         return newest if newest is not None and has_user_files(newest) else None
+
+    def publish_whole(self, staged: StagedCheckpoint | None) -> None:
+        """Report a checkpoint of ours and wait until Ray has it and all before it; every rank calls it.
+
+        Where the user reports checkpoints, the newest one's files go along: the run resumes from this one.
+        """
+        if staged is not None and self.user_reports_checkpoints:
+            staged.user_files = self._get_newest()
+        self.publish(staged)
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+    def _has_stored(self, staged: StagedCheckpoint, stored: Checkpoint) -> None:
+        if self.on_stored is not None:
+            self.on_stored(StoredCheckpoint(round=staged.round, step=staged.step, path=stored.path))
 
     def _send(
         self,
@@ -208,8 +244,9 @@ def _staging_root() -> Path:
 class _Upload:
     """Puts a checkpoint of ours into the run's storage, in Ray's thread."""
 
-    def __init__(self, staged: StagedCheckpoint) -> None:
+    def __init__(self, staged: StagedCheckpoint, has_stored: HasStored) -> None:
         self._staged = staged
+        self._has_stored = has_stored
         self._storage = ray.train.get_context().get_storage()
         self.has_started = False
         """All reports before it were taken: Ray's uploads run one after another, each with its report."""
@@ -218,19 +255,34 @@ class _Upload:
         self.has_started = True
         path = self._storage.build_checkpoint_path_from_name(dir_name)
         stored = Checkpoint(path, filesystem=self._storage.storage_filesystem)
+        if self._staged.user_files is not None:
+            _copy_users(self._staged.user_files, stored)
         _add_ours(self._staged, stored)
+        self._has_stored(self._staged, stored)
         return stored
 
 
-def _carrying(staged: StagedCheckpoint, upload_fn: UploadFn | None) -> UploadFn:
+def _carrying(staged: StagedCheckpoint, upload_fn: UploadFn | None, has_stored: HasStored) -> UploadFn:
     storage = ray.train.get_context().get_storage()
 
     def put(checkpoint: Checkpoint, dir_name: str) -> Checkpoint:
         stored = (upload_fn or storage.persist_current_checkpoint)(checkpoint, dir_name)
         _add_ours(staged, stored)
+        has_stored(staged, stored)
         return stored
 
     return put
+
+
+def _copy_users(newest: Checkpoint, stored: Checkpoint) -> None:
+    """The user's own files of an earlier checkpoint, into a new one."""
+    filesystem, path = resolve(newest.path, newest.filesystem)
+    target, target_path = resolve(stored.path, stored.filesystem)
+    target.create_dir(target_path, recursive=True)
+    for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        if info.base_name != HDET_FOLDER:
+            place = posixpath.join(target_path, info.base_name)
+            pafs.copy_files(info.path, place, source_filesystem=filesystem, destination_filesystem=target)
 
 
 def _add_ours(staged: StagedCheckpoint, stored: Checkpoint) -> None:

@@ -50,7 +50,9 @@ def job_settings(environment: Mapping[str, str] = os.environ) -> JobSettings | N
         return None
     namespace, _, actor = control.removeprefix("ray://").rpartition("/")
     if not namespace or not actor:
-        raise ConfigError(f"HDET_CONTROL={control!r} names no actor; use 'namespace/name', as hdet/hdet-controller")
+        raise ConfigError(
+            f"HDET_CONTROL={control!r} names no actor; use 'namespace/name', as hdet/hdet-controller"
+        )
     resume_round = environment.get("HDET_RESUME_ROUND")
     return JobSettings(
         job=job,
@@ -88,7 +90,9 @@ def _spec(text: str | None) -> dict[str, Any]:
     try:
         spec = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"HDET_JOB_SPEC is no JSON ({error}); the controller sets it, so leave it alone") from error
+        raise ConfigError(
+            f"HDET_JOB_SPEC is no JSON ({error}); the controller sets it, so leave it alone"
+        ) from error
     if not isinstance(spec, dict):
         raise ConfigError("HDET_JOB_SPEC is no JSON object; the controller sets it, so leave it alone")
     return spec

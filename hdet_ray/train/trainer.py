@@ -19,7 +19,7 @@ from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from hdet_ray.exceptions import ConfigError
+from hdet_ray.exceptions import ConfigError, RunPaused
 from hdet_ray.optim.mesh import GROUP_DIM, REPLICA_DIM, Session, check_ranks_per_replica, set_session
 from hdet_ray.train.reports import bridge_reports
 
@@ -95,6 +95,8 @@ def _within_session(
         set_session(Session(mesh=_mesh(ranks_per_replica), collective_timeout_s=collective_timeout_s))
         try:
             return user_loop(*config)
+        except RunPaused:
+            return None  # its checkpoint is stored: the run ends here, and cleanly
         finally:
             set_session(None)
             bridge.close()

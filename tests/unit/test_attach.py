@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,9 @@ from ray.train import ScalingConfig
 from torch.utils.data import DistributedSampler
 
 from hdet_ray import ConfigError, Fixed, HDETOneCycleLR, HDETTrainer, attach
+from hdet_ray.core.replay import read_ledger
+from hdet_ray.optim.control import LocalControl
+from hdet_ray.train.sampler import ResumableSampler
 
 STEPS = 6
 
@@ -83,3 +87,22 @@ def test_a_second_attach_in_a_worker_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="called twice"):
         run(loop)
+
+
+def test_a_sampler_that_counts_has_each_rounds_samples_in_the_reports(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+
+    def loop() -> None:
+        scheduler, model = make_scheduler()
+        scheduler.control = LocalControl(ledger=ledger)
+        sampler = ResumableSampler(list(range(8)), num_replicas=1, rank=0)
+        attach(scheduler, sampler=sampler)
+        for _ in range(STEPS):
+            next(iter(sampler))
+            model(torch.ones(4, 2)).square().mean().backward()
+            scheduler.optimizer.step()
+            scheduler.step(torch.tensor(1.0))
+
+    run(loop)
+    items = read_ledger(ledger.read_text().splitlines()).items
+    assert [item.report.facts["samples"] for item in items] == [2.0, 2.0, 2.0]

@@ -71,3 +71,10 @@ def test_the_same_epoch_can_be_taken_twice() -> None:
 def test_drop_last_leaves_out_what_does_not_fill_a_step(drop_last: bool, expected: int) -> None:
     taken = list(chain.from_iterable(samplers(5, drop_last=drop_last)))
     assert len(taken) == expected
+
+
+def test_what_was_taken_is_counted_for_all_ranks_and_over_epochs() -> None:
+    sampler = samplers(3)[0]
+    list(sampler)
+    list(islice(sampler, 2))
+    assert sampler.samples_taken == len(DATA) + 2 * 3

@@ -1,0 +1,1 @@
+"""Prometheus: recording and alerting rules as typed data, and the YAML made from them."""

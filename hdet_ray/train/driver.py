@@ -1,0 +1,176 @@
+"""``python -m hdet_ray.train.driver``: runs a job whose entrypoint is a train loop.
+
+The controller starts it through Ray and says what to run by ``HDET_JOB_SPEC``. The entrypoint is imported
+here, before any worker starts, so what fails there costs no workers. How it ends is told by a note and by
+the exit code, since the controller may be away.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+from hdet_ray.exceptions import ConfigError
+from hdet_ray.train.failures import last_line, own_error
+from hdet_ray.train.notes import LossNotes, Notes, reason_of, telling
+from hdet_ray.train.outcomes import DriverExit
+from hdet_ray.train.settings import JobSettings, job_settings
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 60.0
+"""How long the last word is repeated while the controller is away; its exit code says the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the run ended."""
+
+    exit: DriverExit
+    message: str = ""
+
+
+class EntrypointError(ConfigError):
+    """The entrypoint can't be imported, or isn't a loop; ``last_line`` is the end of its traceback."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(last_line(cause))
+
+
+def main() -> int:
+    """Run the job in the environment.
+
+    Returns:
+        A `DriverExit`.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hdet_ray").setLevel(logging.INFO)
+    job = job_settings()
+    if job is None or not job.spec:
+        print("HDET_JOB_ID, HDET_CONTROL and HDET_JOB_SPEC are not set: `hdet submit` does", file=sys.stderr)
+        return DriverExit.ENTRYPOINT_ERROR
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    notes = Notes(job)
+    end = run_job(job, notes)
+    if end.message:
+        print(end.message, file=sys.stderr, flush=True)
+    outcome = "succeeded" if end.exit is DriverExit.COMPLETED else "failed"
+    notes.tell(
+        "finished",
+        {"outcome": outcome, "reason": end.exit.reason, "message": end.message},
+        patience_s=_PATIENCE_S,
+    )
+    return end.exit
+
+
+def run_job(job: JobSettings, notes: Notes) -> End:
+    """Import, start, train."""
+    try:
+        loop = load_loop(str(job.spec["entrypoint"]), job.spec.get("config") or {})
+    except EntrypointError as error:
+        return End(DriverExit.ENTRYPOINT_ERROR, str(error))
+    notes.tell("imported", {}, patience_s=_PATIENCE_S)
+    try:
+        trainer = build_trainer(loop, job, notes)
+        notes.tell("started", {}, patience_s=1.0)
+        trainer.fit()
+    except (TrainingFailedError, ConfigError) as error:
+        traceback.print_exc()
+        return _failed(error)
+    return End(DriverExit.COMPLETED)
+
+
+def load_loop(entrypoint: str, config: Mapping[str, Any]) -> Callable[..., Any]:
+    """The train loop that an entrypoint names: ``module:function``, or a built-in workload.
+
+    Raises:
+        EntrypointError: it can't be imported, isn't callable, or a workload's setting can't work.
+    """
+    # By name: workloads are written for this package's users, and it imports none of them by itself.
+    workloads = importlib.import_module("hdet_ray.workloads")
+    try:
+        if entrypoint in workloads.WORKLOADS:
+            workload = workloads.load_workload(entrypoint)
+            workload.Settings.from_config(config)
+            loop: Callable[..., Any] = workload.train_loop_per_worker
+            return loop
+        module, _, name = entrypoint.partition(":")
+        # The working directory: a user's module lies in it, also where Python was told to be safe.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        loop = getattr(importlib.import_module(module), name)
+        _check_loop(loop, entrypoint)
+    except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+        traceback.print_exc()
+        raise EntrypointError(error) from error
+    return loop
+
+
+def _check_loop(loop: Any, entrypoint: str) -> None:
+    if not callable(loop):
+        raise TypeError(f"{entrypoint} is a {type(loop).__name__}; name a function that takes the config")
+    parameters = inspect.signature(loop).parameters.values()
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise TypeError(
+            f"{entrypoint} takes {len(required)} arguments; a loop takes one, the config, or none"
+        )
+
+
+def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> Any:
+    """`HDETTrainer` around a loop, as the job's spec says."""
+    from hdet_ray.train.trainer import HDETTrainer
+
+    spec = job.spec
+    replicas, checkpoint = spec["replicas"], spec["checkpoint"]
+    ranks_per_replica = int(replicas["ranks_per_replica"])
+    gpus = float(replicas["gpus_per_rank"])
+    resources = {"CPU": float(replicas["cpus_per_rank"])} | ({"GPU": gpus} if gpus else {})
+    return HDETTrainer(
+        telling(loop, notes),
+        train_loop_config=dict(spec.get("config") or {}),
+        ranks_per_replica=ranks_per_replica,
+        checkpoint_every_rounds=int(checkpoint["every_rounds"]),
+        checkpoint_keep=int(checkpoint["keep"]),
+        scaling_config=ScalingConfig(
+            num_workers=int(replicas["max"]) * ranks_per_replica,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=job.job,
+            storage_path=job.storage_path,
+            failure_config=FailureConfig(max_failures=int(spec["max_failures"])),
+            callbacks=[LossNotes(notes)],  # type: ignore[list-item]  # typed for Ray's old API
+        ),
+    )
+
+
+def _failed(error: BaseException) -> End:
+    """What a failed run's reason is: the library's own error behind it, or workers that failed too often."""
+    cause = own_error(error)
+    end = None if cause is None else reason_of(cause)
+    if end is not None:
+        return End(end, last_line(cause or error))
+    text = last_line(error)
+    if "FloatingPointError" in text:
+        return End(DriverExit.NON_FINITE, text)
+    return End(DriverExit.RETRIES_EXHAUSTED, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

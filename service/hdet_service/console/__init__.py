@@ -1,0 +1,1 @@
+"""The console: server-rendered pages that people look at. It reads, and changes nothing but its own login."""

@@ -1,0 +1,81 @@
+"""What a job's driver is started with: its command, its environment, its working directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from hdet_ray.train.outcomes import REASONS, DriverExit
+from hdet_service.reconcile import Ending, Outcome
+from hdet_service.schemas import JobSpec
+from hdet_service.settings import Settings
+from hdet_service.starter import PREFIX, Launch
+from hdet_service.states import Reason
+from hdet_service.store.models import Job
+from hdet_service.working_dirs import is_packaged_wheel
+
+ACTOR_NAMESPACE = "hdet"
+ACTOR_NAME = "hdet-controller"
+OWN_DRIVER = "python -m hdet_ray.train.driver"
+
+
+EXIT_MEANINGS: Mapping[int, Outcome] = MappingProxyType(
+    {
+        int(code): Outcome(ending=Ending.FAILED, reason=Reason(REASONS[code]))
+        for code in DriverExit
+        if code is not DriverExit.COMPLETED
+    }
+)
+"""What the exit codes of our own driver say."""
+
+
+def submission_id(job_id: str, submission: int) -> str:
+    """Ray's id of a driver: the same for the same start of the same job."""
+    return f"{PREFIX}{job_id}-{submission}"
+
+
+def launch_of(job: Job, settings: Settings) -> Launch:
+    """The newest submission of a job."""
+    spec = JobSpec.from_json(job.spec)
+    working_dir = spec.runtime_env.working_dir
+    wheels = tuple(line for line in spec.runtime_env.pip if is_packaged_wheel(line))
+    package = spec.package
+    return Launch(
+        submission_id=submission_id(job.id, job.submission),
+        job_id=job.id,
+        submission=job.submission,
+        command=spec.entrypoint if spec.entrypoint_kind == "command" else OWN_DRIVER,
+        env=_environment(job, spec, settings),
+        working_dir=working_dir if package is None else settings.packages_path / f"{package}.zip",
+        wheels=wheels,
+        pip=tuple(line for line in spec.runtime_env.pip if line not in wheels),
+    )
+
+
+def exit_meanings(job: Job) -> Mapping[int, Outcome]:
+    """`EXIT_MEANINGS` where our own driver runs the job; a user's own may mean anything by a code."""
+    return {} if JobSpec.from_json(job.spec).entrypoint_kind == "command" else EXIT_MEANINGS
+
+
+def storage_path(spec: JobSpec, settings: Settings) -> str:
+    """Where runs of this job go: one folder below it, named by the job's id, is this run's."""
+    return spec.checkpoint.storage_path or settings.runs_storage
+
+
+def _environment(job: Job, spec: JobSpec, settings: Settings) -> dict[str, str]:
+    failures_left = max(0, spec.max_failures - job.failures)
+    environment = {
+        # A report is taken at a health check: the default of 2 s is longer than most rounds.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        **spec.runtime_env.env_vars,
+        "HDET_JOB_ID": job.id,
+        "HDET_CONTROL": f"{ACTOR_NAMESPACE}/{ACTOR_NAME}",
+        "HDET_SUBMISSION": str(job.submission),
+        "HDET_STORAGE_PATH": storage_path(spec, settings),
+        "HDET_JOB_SPEC": json.dumps({**spec.to_json(), "max_failures": failures_left}, allow_nan=False),
+    }
+    if job.resume_round is not None:
+        environment["HDET_RESUME_ROUND"] = str(job.resume_round)
+    return environment

@@ -1,0 +1,189 @@
+"""A run's rows: its standing read from the job's row, and what the exchange decided written back.
+
+Decoded standings are kept between exchanges, so that an exchange parses no JSON of the database. One is
+used only while the row still says the same attempt, round and plan, and is taken out while a write that
+may change it is under way: a write that fails leaves nothing behind that isn't stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Text, insert, literal, select, update
+from sqlalchemy.orm import Session, defer
+
+from hdet_ray.core.codec import digest, from_json, to_json
+from hdet_ray.core.plan import Plan
+from hdet_ray.core.state import state_from_json, state_to_json
+from hdet_service.exchange import Line, Standing, Taken
+from hdet_service.problems import missing_job
+from hdet_service.store.models import WITHOUT_SCHEDULE, Command, Job, LedgerStart, Round
+
+MAX_KEPT = 256
+_IN_SESSION = "standings"
+
+
+class Standings:
+    """Standings of runs, decoded."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, Standing] = OrderedDict()
+
+    def take(self, session: Session, job: Job) -> Standing | None:
+        """Where the run stands, for a write that may change it; None where no worker has opened it."""
+        kept = session.info.get(_IN_SESSION, {}).get(job.id) or self._kept.pop(job.id, None)
+        return kept if kept is not None and _is_of(kept, job) else read_standing(job)
+
+    def put(self, session: Session, job_id: str, standing: Standing) -> None:
+        """Keep this one once the write is committed."""
+        session.info.setdefault(_IN_SESSION, {})[job_id] = standing
+
+    def after_commit(self, info: Mapping[Any, Any]) -> None:
+        """`Store.on_commit`'s listener: in the writer's thread, in the order of the writes."""
+        for job_id, standing in info.get(_IN_SESSION, {}).items():
+            self._kept[job_id] = standing
+            self._kept.move_to_end(job_id)
+        while len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+
+
+def load_job(session: Session, job_id: str) -> Job | None:
+    """The job without its large columns; they are read when they are asked for."""
+    return session.scalars(
+        select(Job).where(Job.id == job_id).options(*WITHOUT_SCHEDULE, defer(Job.spec))
+    ).one_or_none()
+
+
+def require_job(session: Session, job_id: str) -> Job:
+    """The same.
+
+    Raises:
+        NotFound: there is none.
+    """
+    job = load_job(session, job_id)
+    if job is None:
+        raise missing_job(job_id)
+    return job
+
+
+def read_standing(job: Job) -> Standing | None:
+    """Where a run stands, from its row."""
+    if job.plan_digest is None or job.schedule is None or job.plan is None:
+        return None
+    return Standing(
+        attempt=job.attempt,
+        state=state_from_json(job.schedule),
+        before=None if job.schedule_before is None else state_from_json(job.schedule_before),
+        plan=from_json(Plan, job.plan),
+        plan_digest=job.plan_digest,
+    )
+
+
+def line_of(session: Session, job_id: str, round: int) -> str | None:
+    """The newest chain's whole line of a round."""
+    return session.scalar(
+        select(Round.item).where(
+            Round.job_id == job_id,
+            Round.round == round,
+            Round.is_abandoned.is_(False),
+            Round.is_thinned.is_(False),
+        )
+    )
+
+
+def ledger_start(session: Session, job_id: str) -> tuple[int, str] | None:
+    """Round and digest of the state that the ledger starts with."""
+    start = session.get(LedgerStart, job_id)
+    return None if start is None else (start.round, digest(state_from_json(start.header)))
+
+
+def write_taken(session: Session, job: Job, taken: Taken, now_s: float) -> None:
+    """Store a report that was taken: lines, commands, and where the run stands now."""
+    if taken.returned is not None:
+        _fold(session, Command.folded_round == taken.returned, job.id, None)
+    for round in sorted(set(taken.folded.values())):
+        ids = [id for id, at in taken.folded.items() if at == round]
+        _fold(session, Command.id.in_(ids), job.id, round)
+    for line in taken.lines:
+        if line.round < job.round:
+            # Another attempt's line of the same round gives way; the same attempt's is replaced.
+            abandon(session, job.id, line.round, line.round)
+        _insert_line(session, job.id, line, now_s)
+    if taken.returned is None:
+        job.schedule_before = Job.schedule  # the database's own copy: nothing is encoded again
+    elif taken.standing.before is not None:
+        job.schedule_before = state_to_json(taken.standing.before)
+    _write_standing(job, taken.standing, plan_text=taken.lines[-1].encoded.plan)
+    report = taken.lines[-1].report
+    job.replicas_present = report.next_num_replicas or len(report.replicas)
+    job.last_report_s = now_s
+    seconds = report.facts.get("wall_s", 0.0) + report.facts.get("sync_s", 0.0)
+    if seconds > 0:
+        rate = report.steps / seconds
+        job.steps_per_s = rate if job.steps_per_s is None else 0.7 * job.steps_per_s + 0.3 * rate
+
+
+def write_opened(session: Session, job: Job, standing: Standing) -> None:
+    """Store that an attempt goes on from its state; rounds from there on were abandoned before."""
+    job.schedule_before = None if standing.before is None else state_to_json(standing.before)
+    _write_standing(job, standing, plan_text=json.dumps(to_json(standing.plan), allow_nan=False))
+
+
+def start_ledger(session: Session, job_id: str, standing: Standing) -> None:
+    """Let the job's ledger start with this state."""
+    start = session.get(LedgerStart, job_id)
+    if start is None:
+        start = LedgerStart(job_id=job_id)
+        session.add(start)
+    start.round, start.header = standing.round, state_to_json(standing.state)
+
+
+def abandon(session: Session, job_id: str, first: int, last: int | None = None) -> int:
+    """Mark the newest chain's rounds from ``first`` on as left behind; how many they were."""
+    query = update(Round).where(Round.job_id == job_id, Round.is_abandoned.is_(False), Round.round >= first)
+    if last is not None:
+        query = query.where(Round.round <= last)
+    return session.execute(query.values(is_abandoned=True)).rowcount
+
+
+def _write_standing(job: Job, standing: Standing, *, plan_text: str) -> None:
+    job.attempt = standing.attempt
+    job.round = standing.round
+    job.step = standing.state.step
+    job.total_steps = standing.state.config.total_steps
+    job.schedule = state_to_json(standing.state)
+    job.plan = literal(plan_text, Text)  # type: ignore[assignment]  # as it stands in the line already
+    job.plan_digest = standing.plan_digest
+
+
+def _insert_line(session: Session, job_id: str, line: Line, now_s: float) -> None:
+    session.execute(
+        insert(Round).prefix_with("OR REPLACE"),
+        {
+            "job_id": job_id,
+            "attempt": line.attempt,
+            "round": line.round,
+            "item": line.encoded.line,
+            "at_s": now_s,
+            "is_abandoned": False,
+            "is_thinned": False,
+        },
+    )
+
+
+def _fold(session: Session, which: Any, job_id: str, round: int | None) -> None:
+    session.execute(
+        update(Command).where(Command.job_id == job_id, which).values(folded_round=round),
+        execution_options={"synchronize_session": False},
+    )
+
+
+def _is_of(standing: Standing, job: Job) -> bool:
+    return (standing.attempt, standing.round, standing.plan_digest) == (
+        job.attempt,
+        job.round,
+        job.plan_digest,
+    )

@@ -1,0 +1,1 @@
+"""The controller's memory: one SQLite database, its migrations, its lock, and its backups."""

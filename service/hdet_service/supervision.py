@@ -1,0 +1,404 @@
+"""Supervision: admits jobs, starts and stops their drivers, and follows what becomes of them.
+
+A tick compares the database with Ray's list and takes each job one step (`reconcile.next_step`): the step is
+committed, then acted on. What drivers and workers tell in between goes through the same steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from hdet_ray.train.outcomes import REASONS, DriverExit
+from hdet_service.acts import Acts, is_handed_over
+from hdet_service.admission import admitted
+from hdet_service.events import record
+from hdet_service.launches import exit_meanings, submission_id
+from hdet_service.logs import Logs, split_id
+from hdet_service.metrics import REPLICA_FAILURES, add_counts, one
+from hdet_service.metrics.catalogue import FAILURE_REASONS
+from hdet_service.pulse import Pulse
+from hdet_service.reconcile import (
+    PAUSED_AT,
+    PAUSES,
+    Bounds,
+    Effect,
+    Ending,
+    Outcome,
+    Standing,
+    Step,
+    Wanted,
+    next_step,
+    outcome_of,
+    settle,
+)
+from hdet_service.settings import Settings
+from hdet_service.starter import DriverState, Starter, StarterError
+from hdet_service.states import ACTIVE, TERMINAL, Reason, State
+from hdet_service.store.database import Store
+from hdet_service.store.models import Job, Transition
+from hdet_service.submission import read_admission
+from hdet_service.transitions import enter
+
+logger = logging.getLogger(__name__)
+
+_FAILURES = frozenset(REASONS.values()) - {REASONS[DriverExit.COMPLETED]}
+"""Reasons with which our own driver ends for good."""
+Choose = Callable[[Session, Job], Step | None]
+
+_LAST_WORD_GRACE_S = 30.0
+"""A driver that has said its last word is left this long to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An active job as it was before Ray was asked."""
+
+    submission: int
+    is_handed_over: bool
+    """Ray has had its driver."""
+
+
+class Supervision:
+    """The life of drivers.
+
+    Args:
+        store: The database.
+        settings: The service's.
+        starter: Ray.
+        logs: Keeps drivers' output.
+        expire: Deletes a job whose time after its end is over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        starter: Starter,
+        logs: Logs,
+        expire: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._starter = starter
+        self._logs = logs
+        self._expire = expire
+        self._bounds = Bounds(
+            retry_delay_s=settings.retry_delay_s,
+            retry_delay_max_s=settings.retry_delay_max_s,
+            pause_timeout_s=settings.pause_timeout_s,
+            silence_timeout_s=settings.silence_timeout_s,
+        )
+        self._pulse = Pulse(store.clock())
+        self._turn = asyncio.Lock()
+        self.acts = Acts(store, settings, starter, self.driver_told)
+        self._loose: dict[str, float] = {}
+        """Drivers on Ray's list that no job stands for (any more), by when that was seen first."""
+        self._finished: set[str] = set()
+        """Drivers that have said their last word."""
+        self._has_looked = False
+        self._is_ray_silent = False
+
+    # ---- the clockwork
+
+    async def tick(self) -> None:
+        """One look around: what ended, what is due, what has to start or stop."""
+        async with self._turn:
+            drivers = await self._look()
+            await self._admit(drivers)
+            for job_id in await self._store.read(_to_start):
+                await self._advance(job_id, _starts)
+            await self._sweep(drivers)
+            await self._delete_expired()
+        await self.acts.settle(self._settings.tick_s)
+
+    async def _look(self) -> Mapping[str, DriverState]:
+        """Ask Ray, and take every active job on from what it says. Empty if Ray doesn't answer."""
+        seen = await self._store.read(_active)
+        if not seen and self._has_looked and not self._loose:
+            return {}
+        try:
+            drivers = await asyncio.to_thread(self._starter.states)
+        except StarterError as error:
+            if not self._is_ray_silent:
+                logger.warning("Ray does not answer: %s", error)
+            self._is_ray_silent = True
+            return {}
+        self._is_ray_silent, self._has_looked = False, True
+        await asyncio.to_thread(self._logs.copy_all, drivers)
+        for job_id, before in seen.items():
+            await self._reconcile(job_id, before, drivers)
+        return drivers
+
+    async def _reconcile(self, job_id: str, before: _Seen, drivers: Mapping[str, DriverState]) -> None:
+        sid = submission_id(job_id, before.submission)
+        if self.acts.is_starting(sid):
+            return  # Ray's list may or may not have it yet
+        driver = drivers.get(sid)
+        has_ended = driver is not None and driver.status.has_ended
+        last_line = (
+            await asyncio.to_thread(self._logs.last_line, job_id, before.submission) if has_ended else ""
+        )
+
+        def choose(session: Session, job: Job) -> Step | None:
+            if job.submission != before.submission:
+                return None
+            if driver is None and not before.is_handed_over and is_handed_over(job):
+                return None  # it was handed over after Ray was asked
+            ending = None
+            if driver is not None and has_ended:
+                ending = outcome_of(driver, exit_reasons=exit_meanings(job), last_line=last_line)
+            standing = self._standing(session, job)
+            return next_step(standing, driver, ending, self._store.clock(), self._bounds)
+
+        if await self._store.read(lambda session: _would(session, job_id, choose)):
+            job = await self._advance(job_id, choose)
+            if job is not None and job.state == State.DEGRADED:
+                self._pulse.silent(job_id)
+
+    async def _admit(self, drivers: Mapping[str, DriverState]) -> None:
+        """Give free slots away. A job whose earlier driver still ends waits: one driver a job."""
+        live = {split_id(sid)[0] for sid, driver in drivers.items() if not driver.status.has_ended}
+
+        def write(session: Session) -> None:
+            now = self._store.clock()
+            at = read_admission(session, self._settings)
+            chosen = admitted(
+                (job for job in at.queue if job.id not in live),
+                num_running=at.num_running,
+                max_running=at.max_running,
+                now_s=now,
+                max_delay_s=self._settings.retry_delay_max_s,
+                is_draining=at.is_draining,
+            )
+            for job_id in chosen:
+                job = session.get_one(Job, job_id)
+                job.submission += 1
+                job.ray_submission_id = submission_id(job_id, job.submission)
+                job.not_before_s = None
+                enter(session, job, State.STARTING, Reason.STARTING, f"Starting driver {job.submission}", now)
+
+        at = await self._store.read(lambda session: read_admission(session, self._settings))
+        if at.queue and not at.is_draining and at.num_running < at.max_running:
+            await self._store.write(write)
+
+    async def _sweep(self, drivers: Mapping[str, DriverState]) -> None:
+        """Drivers that no job stands for: stop those that live, forget those that ended and are copied."""
+        if not drivers:
+            return
+        active = {
+            submission_id(id, seen.submission) for id, seen in (await self._store.read(_active)).items()
+        }
+        now = self._store.clock()
+        loose = {sid: self._loose.get(sid, now) for sid in drivers if sid not in active}
+        done = []
+        for sid, since_s in loose.items():
+            driver = drivers[sid]
+            if driver.status.has_ended:
+                if self._logs.has_all(sid, driver.log_path):
+                    done.append(sid)
+            elif sid not in self._finished or now - since_s >= _LAST_WORD_GRACE_S:
+                self.acts.stop(sid)
+        self._loose = {sid: since_s for sid, since_s in loose.items() if sid not in done}
+        self._finished -= set(done)
+        if done:
+            await asyncio.to_thread(self._starter.forget, done)
+
+    async def _delete_expired(self) -> None:
+        def read(session: Session) -> list[str]:
+            ttl = func.json_extract(Job.spec, "$.ttl_after_finished_s")
+            query = select(Job.id).where(
+                Job.finished_s.is_not(None), ttl.is_not(None), Job.finished_s + ttl <= self._store.clock()
+            )
+            return list(session.scalars(query.limit(50)))
+
+        for job_id in await self._store.read(read):
+            await self._expire(job_id)
+
+    # ---- what is told
+
+    async def opened(self, request: Mapping[str, Any]) -> None:
+        """A worker group has begun an attempt, and trains."""
+        job_id, resumed_round = str(request["job"]), request.get("resumed_round")
+        self._pulse.opened(job_id, self._store.clock())
+        start = "the start" if resumed_round is None else f"round {resumed_round}"
+        text = f"Attempt {request['attempt']}: {request['num_replicas']} replicas, from {start}"
+        await self._advance(job_id, lambda _, job: _trains(job, text))
+
+    async def reported(self, request: Mapping[str, Any]) -> None:
+        """A round's report came: its job trains. Nothing is written where that is known."""
+        job_id, attempt = str(request["job"]), int(request["attempt"])
+        if self._pulse.reported(job_id, attempt, self._store.clock()):
+            await self._advance(job_id, lambda _, job: _trains(job, f"Attempt {attempt} reports"))
+            self._pulse.settled(job_id)
+
+    async def note(self, request: Mapping[str, Any]) -> bool:
+        """A driver's or a worker's word.
+
+        Returns:
+            False for one that has been followed by another: it is not listened to.
+        """
+        job_id, kind = str(request["job"]), str(request["kind"])
+        submission, data = int(request.get("submission", 0)), request.get("data") or {}
+        is_current = False
+
+        def choose(session: Session, job: Job) -> Step | None:
+            nonlocal is_current
+            is_current = job.submission == submission
+            if is_current and kind == "lost":
+                self._pulse.lost(job_id, job.attempt)
+            return self._told(session, job, kind, data) if is_current else None
+
+        await self._advance(job_id, choose)
+        if is_current and kind in ("finished", "failed"):
+            sid = submission_id(job_id, submission)
+            self._loose.setdefault(sid, self._store.clock())
+            if kind == "finished":
+                self._finished.add(sid)
+        return is_current
+
+    async def driver_told(self, job_id: str, submission: int, outcome: Outcome) -> bool:
+        """How a driver ended, where no note says so; False if it isn't the job's newest one."""
+
+        def choose(session: Session, job: Job) -> Step | None:
+            if job.submission != submission or State(job.state) not in ACTIVE:
+                return None
+            return settle(self._standing(session, job), outcome, self._store.clock(), self._bounds)
+
+        return await self._advance(job_id, choose) is not None
+
+    def _told(self, session: Session, job: Job, kind: str, data: Mapping[str, Any]) -> Step | None:
+        state = State(job.state)
+        if state not in ACTIVE:
+            return None
+        if kind in ("imported", "started"):
+            if state is State.STARTING:
+                text = "Its entrypoint is imported" if kind == "imported" else "It waits for its workers"
+                return Step(state=state, reason=Reason.WAITING_FOR_RESOURCES, message=text)
+        elif kind == "lost":
+            return _lost(job, state, str(data.get("message", "")))
+        elif kind == "paused" and job.wanted in PAUSES and state is State.STOPPING:
+            return Step(
+                state=state,
+                reason=Reason.PAUSING,
+                message=f"{PAUSED_AT} round {data.get('round')}",
+                effect=Effect.STOP,
+                keeps_wanted=True,
+            )
+        elif kind == "finished":
+            return settle(self._standing(session, job), _outcome(data), self._store.clock(), self._bounds)
+        elif kind == "failed":
+            # A worker says that trying again is pointless: Ray would, so its driver is stopped.
+            outcome = _outcome({**data, "outcome": "failed"})
+            step = settle(self._standing(session, job), outcome, self._store.clock(), self._bounds)
+            return replace(step, effect=Effect.STOP)
+        return None
+
+    # ---- steps
+
+    async def _advance(self, job_id: str, choose: Choose) -> Job | None:
+        """Choose a job's step and commit it; None where there is no such job, or no step."""
+
+        def write(session: Session) -> Job | None:
+            job = session.get(Job, job_id)
+            step = None if job is None else choose(session, job)
+            if job is None or step is None:
+                return None
+            self._apply(session, job, step, self._store.clock())
+            return job
+
+        return await self._store.write(write)
+
+    def _apply(self, session: Session, job: Job, step: Step, now_s: float) -> None:
+        """Write a step down. Its effect waits in the session for the commit."""
+        if step.failures is not None:
+            job.failures = step.failures
+        if step.state is not None and step.reason is not None:
+            if step.reason in FAILURE_REASONS and (step.failures is not None or step.state is State.FAILED):
+                add_counts(session, job.id, one(REPLICA_FAILURES, step.reason))
+            if step.is_retry:
+                data = {"failures": job.failures, "reason": step.reason.value, "message": step.message}
+                record(session, job.id, "retry", data, now_s)
+            enter(session, job, step.state, step.reason, step.message, now_s)
+            job.not_before_s = step.not_before_s
+            if not step.keeps_wanted:
+                job.wanted = None
+            if step.state in TERMINAL:
+                self._pulse.forget(job.id)
+        if step.effect is not None:
+            self.acts.after_commit_of(session, step.effect, job)
+
+    def _standing(self, session: Session, job: Job) -> Standing:
+        entered_s = session.scalar(select(func.max(Transition.at_s)).where(Transition.job_id == job.id))
+        return Standing(
+            state=State(job.state),
+            reason=Reason(job.reason),
+            message=job.message,
+            wanted=None if job.wanted is None else Wanted(job.wanted),
+            entered_s=job.updated_s if entered_s is None else entered_s,
+            max_failures=int(job.spec["max_failures"]),
+            failures=job.failures,
+            step=job.step,
+            total_steps=job.total_steps,
+            last_report_s=self._pulse.last_report_s(job.id, job.last_report_s),
+            usual_round_s=self._pulse.usual_round_s(job.id),
+        )
+
+
+def _lost(job: Job, state: State, message: str) -> Step | None:
+    """Ray restarts the group by itself as long as ``max_failures`` lets it."""
+    text = f"{message or 'workers were lost'}; the group starts anew from the newest checkpoint"
+    if state in (State.RUNNING, State.DEGRADED):
+        state, reason = State.DEGRADED, Reason.REPLICA_LOST
+    elif state is State.STARTING:
+        reason = Reason.WAITING_FOR_RESOURCES
+    else:
+        return None
+    return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
+
+
+def _trains(job: Job, message: str) -> Step | None:
+    if State(job.state) not in (State.STARTING, State.DEGRADED):
+        return None
+    return Step(state=State.RUNNING, reason=Reason.RUNNING, message=message)
+
+
+def _starts(_: Session, job: Job) -> Step | None:
+    """Just admitted, or committed by a controller that is gone: hand it to Ray."""
+    return None if is_handed_over(job) or job.wanted is not None else Step(effect=Effect.START)
+
+
+def _outcome(data: Mapping[str, Any]) -> Outcome:
+    """A driver's last word. One that can't be read counts as a lost driver, never as a success."""
+    told = (data.get("outcome"), data.get("reason"), str(data.get("message", ""))[:2000])
+    match told:
+        case ("succeeded", _, message):
+            return Outcome(ending=Ending.COMPLETED, reason=Reason.COMPLETED, message=message)
+        case ("failed", reason, message) if reason in _FAILURES:
+            return Outcome(ending=Ending.FAILED, reason=Reason(reason), message=message)
+        case (_, _, message):
+            return Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=message)
+
+
+def _active(session: Session) -> dict[str, _Seen]:
+    states = [state.value for state in ACTIVE]
+    jobs = session.scalars(select(Job).where(Job.state.in_(states)))
+    return {job.id: _Seen(job.submission, is_handed_over(job)) for job in jobs}
+
+
+def _to_start(session: Session) -> list[str]:
+    query = select(Job.id).where(Job.state == State.STARTING.value, Job.reason == Reason.STARTING.value)
+    query = query.order_by(Job.priority.desc(), Job.id)
+    return list(session.scalars(query))
+
+
+def _would(session: Session, job_id: str, choose: Choose) -> bool:
+    """Whether there is a step to take: most ticks there is none, and nothing is written then."""
+    job = session.get(Job, job_id)
+    return job is not None and choose(session, job) is not None
