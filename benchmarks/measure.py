@@ -61,8 +61,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     return {
         "median": statistics.median(ordered),
-        "p10": _quantile(ordered, 0.1),
-        "p90": _quantile(ordered, 0.9),
+        "p10": quantile(ordered, 0.1),
+        "p90": quantile(ordered, 0.9),
         "min": ordered[0],
         "max": ordered[-1],
         "n": len(ordered),
@@ -121,7 +121,9 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of a sample lies, between neighbours in proportion."""
+    ordered = sorted(values)
     position = share * (len(ordered) - 1)
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
