@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hdet_ray.cli import palette
-from hdet_ray.cli.numbers import loss_text, rate_text
-from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries, Trial, TrialPhase
+from hdet_ray.view.numbers import loss_text, rate_text
+from hdet_ray.view.series import Band, Curve, ReportSeries, SearchSeries, Trial, TrialPhase
 
 Json = dict[str, Any]
 

@@ -18,8 +18,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 
 from hdet_ray.cli import palette
-from hdet_ray.cli.numbers import loss_text, rate_text
-from hdet_ray.cli.series import Band, Curve, ReportSeries, SearchSeries, TrialPhase
+from hdet_ray.view.numbers import loss_text, rate_text
+from hdet_ray.view.series import Band, Curve, ReportSeries, SearchSeries, TrialPhase
 
 _INK = "#2B2F36"
 _MUTED = "#6B7280"

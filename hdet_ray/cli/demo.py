@@ -19,16 +19,16 @@ from ray.train import RunConfig, ScalingConfig
 from rich.console import Console
 
 from hdet_ray.cli.demo_loop import train_arms
-from hdet_ray.cli.history import History
 from hdet_ray.cli.live import RoundPrinter, RunTable
 from hdet_ray.cli.local_ray import fit, local_ray
-from hdet_ray.cli.numbers import duration_text, loss_text, rate_text
 from hdet_ray.cli.replaying import read_ledger_file
 from hdet_ray.cli.report import write_report
-from hdet_ray.cli.series import Reference
 from hdet_ray.cli.tail import LedgerTail
 from hdet_ray.cli.verdict import Verdict
 from hdet_ray.train.trainer import HDETTrainer
+from hdet_ray.view.history import History
+from hdet_ray.view.numbers import duration_text, loss_text, rate_text
+from hdet_ray.view.series import Reference
 
 TUNED_RATE = 0.02
 """The best of nine max_lr from 2e-3 to 6e-2, by mean validation loss of three seeds at 1,500 steps."""

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hdet_ray.cli.numbers import duration_text
 from hdet_ray.cli.times import ago_text, clock_text
+from hdet_ray.view.numbers import duration_text
 
 if TYPE_CHECKING:
     from hdet_service.client import Job

@@ -18,13 +18,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hdet_ray.cli.history import History, Round
-from hdet_ray.cli.numbers import duration_text, loss_text, rate_text
 from hdet_ray.cli.summary import notes_of
 from hdet_ray.core.plan import RATE
 from hdet_ray.core.replay import LedgerItem
 from hdet_ray.core.search import Point, Search, pool
 from hdet_ray.core.state import ScheduleState
+from hdet_ray.view.history import History, Round
+from hdet_ray.view.numbers import duration_text, loss_text, rate_text
 
 Clock = Callable[[], float]
 

@@ -18,13 +18,13 @@ import plotly.offline  # type: ignore[import-untyped]  # it carries no types
 
 import hdet_ray
 from hdet_ray.cli.charts_plotly import Panel, panels_of
-from hdet_ray.cli.history import History, Round
-from hdet_ray.cli.numbers import loss_text, rate_text
 from hdet_ray.cli.replaying import read_ledger_file
-from hdet_ray.cli.series import Reference, ReportSeries, series_of
 from hdet_ray.cli.summary import Fact, facts_of, headline, notes_of
 from hdet_ray.core.plan import RATE
 from hdet_ray.exceptions import ConfigError, LedgerError
+from hdet_ray.view.history import History, Round
+from hdet_ray.view.numbers import loss_text, rate_text
+from hdet_ray.view.series import Reference, ReportSeries, series_of
 
 _MAX_ROUNDS_LISTED = 300
 

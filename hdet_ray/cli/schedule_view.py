@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hdet_ray.cli.numbers import loss_text, rate_text
+from hdet_ray.view.numbers import loss_text, rate_text
 
 if TYPE_CHECKING:
     from hdet_service.client import Schedule

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hdet_ray.cli.history import History
-from hdet_ray.cli.numbers import loss_text, rate_text
+from hdet_ray.view.history import History
+from hdet_ray.view.numbers import loss_text, rate_text
 
 Fact = tuple[str, str]
 """A name and what stands beside it."""

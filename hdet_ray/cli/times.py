@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from hdet_ray.cli.numbers import duration_text
+from hdet_ray.view.numbers import duration_text
 
 _DAY_S = 86_400
 

@@ -14,12 +14,12 @@ from rich.console import Console
 from hdet_ray.cli.assignments import parse_assignments
 from hdet_ray.cli.live import RoundPrinter, RunTable
 from hdet_ray.cli.local_ray import fit, local_ray
-from hdet_ray.cli.numbers import loss_text
 from hdet_ray.cli.summary import headline
 from hdet_ray.cli.tail import LedgerTail
 from hdet_ray.core.codec import to_json
 from hdet_ray.train.layout import LEDGER_FILE
 from hdet_ray.train.trainer import HDETTrainer
+from hdet_ray.view.numbers import loss_text
 from hdet_ray.workloads import load_workload
 
 METRICS_FILE = "metrics.json"

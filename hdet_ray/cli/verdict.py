@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hdet_ray.cli.numbers import loss_text, rate_text
+from hdet_ray.view.numbers import loss_text, rate_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

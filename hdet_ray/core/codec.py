@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import types
 from collections.abc import Mapping
 from functools import lru_cache
@@ -22,6 +23,8 @@ from hdet_ray.exceptions import ConfigError, LedgerError, OverrideError
 
 Json = Any
 """What `json.dumps` takes."""
+
+_AS_THEY_ARE = {int, str, bool, type(None)}
 
 HParamKey = tuple[str, int]
 """A hyperparameter's name and the optimizer parameter group that it belongs to."""
@@ -39,15 +42,21 @@ def to_json(value: object, kind: Any = None) -> Json:
     if isinstance(value, Mapping):
         return _mapping_to_json(value, _item_kind(kind))
     if isinstance(value, tuple | list):
-        if _are_finite_floats(value):
-            return list(value)
-        item_kind = _item_kind(kind)
-        return [to_json(v, item_kind) for v in value]
+        return _items_to_json(value, _item_kind(kind))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, int) and not isinstance(value, bool) and kind in (float, float | None):
         return float(value)
     return value
+
+
+def _items_to_json(items: Any, item_kind: Any) -> list[Json]:
+    held = set(map(type, items))
+    if held == {item_kind} and dataclasses.is_dataclass(item_kind):
+        return [_dataclass_to_json(item) for item in items]
+    if _are_finite_floats(items) or (held <= _AS_THEY_ARE and item_kind not in (float, float | None)):
+        return list(items)
+    return [to_json(item, item_kind) for item in items]
 
 
 def from_json(kind: Any, data: Json, where: str = "") -> Any:
@@ -65,7 +74,8 @@ def from_json(kind: Any, data: Json, where: str = "") -> Any:
         item = get_args(kind)[0]
         if item is float and isinstance(data, list) and _are_finite_floats(data):
             return tuple(data)
-        return tuple(from_json(item, v, f"{where}[{i}]") for i, v in enumerate(_expect(data, list, where)))
+        read = _dataclass_from_json if dataclasses.is_dataclass(item) else from_json
+        return tuple(read(item, v, f"{where}[{i}]") for i, v in enumerate(_expect(data, list, where)))
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return _mapping_from_json(kind, data, where)
     if origin is Literal:
@@ -88,7 +98,16 @@ def digest(value: object) -> str:
 
 def digest_of_json(data: Json) -> str:
     """`digest` of the value that ``data`` is the JSON form of."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_of_text(canonical_text(data))
+
+
+def canonical_text(data: Json) -> str:
+    """The one text of this JSON: sorted, without spaces."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_of_text(text: str) -> str:
+    """`digest` of the value that ``text`` is the canonical text of."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -120,6 +139,11 @@ def _are_finite_floats(items: Any) -> bool:
     return set(map(type, items)) == {float} and math.isfinite(sum(items))
 
 
+def _all_finite(items: Any) -> bool:
+    """Of plain values: no float among them is infinite or no number."""
+    return math.isfinite(sum(x for x in items if type(x) is float))
+
+
 @lru_cache(maxsize=256)
 def _tag(kind: Any) -> str:
     return str(kind.__name__).lower()
@@ -127,6 +151,11 @@ def _tag(kind: Any) -> str:
 
 def _dataclass_to_json(value: Any) -> dict[str, Json]:
     kind: Any = type(value)
+    names, whole = _plain_types(kind)
+    if names:
+        held = _getter(kind)(value)
+        if tuple(map(type, held)) in whole and _all_finite(held):
+            return dict(zip(names, held, strict=True))
     out: dict[str, Json] = {}
     for name, hint, is_float, is_member in _layout(kind):
         item = getattr(value, name)
@@ -168,6 +197,14 @@ def _plain_types(kind: Any) -> tuple[tuple[str, ...], frozenset[tuple[type, ...]
             return (), frozenset()
         options.append(members)
     return tuple(_fields(kind)), frozenset(itertools.product(*options))
+
+
+@lru_cache(maxsize=256)
+def _getter(kind: Any) -> Any:
+    """All fields of an instance at once, as a tuple."""
+    names = tuple(_fields(kind))
+    get = operator.attrgetter(*names)
+    return get if len(names) > 1 else lambda value: (get(value),)
 
 
 def _dataclass_from_json(kind: Any, data: Json, where: str) -> Any:

@@ -63,15 +63,14 @@ def decide(state: ScheduleState, report: RoundReport) -> tuple[ScheduleState, Pl
         LedgerError: the report is of another round, or of another plan than this state's.
     """
     plan = plan_for(state, len(report.replicas))
-    return decide_after(state, plan, digest(plan), report)
+    return decide_after(state, plan, digest(plan), report, judge_report(state, plan, report))
 
 
 def decide_after(
-    state: ScheduleState, plan: Plan, plan_digest: str, report: RoundReport
+    state: ScheduleState, plan: Plan, plan_digest: str, report: RoundReport, verdict: Verdict
 ) -> tuple[ScheduleState, Plan]:
-    """`decide`, for who still holds the plan that the round followed, and its digest."""
+    """`decide`, for who still holds the plan that the round followed, its digest, and the verdict."""
     _check_report(plan, plan_digest, report)
-    verdict = judge_report(state, plan, report)
     tried = trial_of(state, plan.num_replicas) if plan.is_search else None
     state = fold_commands(replace(state, notes=()), report.commands)
     if tried is None:

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hdet_ray.core.codec import digest, digest_of_json, from_json, to_json
+from hdet_ray.core.codec import (
+    canonical_text,
+    digest,
+    digest_of_json,
+    digest_of_text,
+    from_json,
+    to_json,
+)
 from hdet_ray.core.decide import decide
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.report import RoundReport
@@ -90,7 +97,7 @@ class EncodedRound:
 
 
 def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleState) -> EncodedRound:
-    """Write one round down, with each part encoded once.
+    """Write one round down, with each part encoded once: in the line it stands as its digest reads it.
 
     Args:
         attempt: Which start of the run the round belongs to.
@@ -98,15 +105,14 @@ def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleS
         plan: The next round's plan.
         state: The state that `decide` gave with it.
     """
-    report_json, plan_json, state_digest = to_json(report), to_json(plan), digest(state)
-    plan_text = json.dumps(plan_json, allow_nan=False)
-    report_text = json.dumps(report_json, allow_nan=False)
-    head = f'{{"attempt": {attempt}, "round": {report.round}, "report": {report_text}'
-    digests = f'"report_digest": "{digest_of_json(report_json)}", "state_digest": "{state_digest}"'
+    report_text, plan_text = canonical_text(to_json(report)), canonical_text(to_json(plan))
+    state_digest = digest(state)
     return EncodedRound(
-        line=f'{head}, "plan": {plan_text}, {digests}}}',
+        line=f'{{"attempt": {attempt}, "round": {report.round}, "report": {report_text}, '
+        f'"plan": {plan_text}, "report_digest": "{digest_of_text(report_text)}", '
+        f'"state_digest": "{state_digest}"}}',
         plan=plan_text,
-        plan_digest=digest_of_json(plan_json),
+        plan_digest=digest_of_text(plan_text),
         state_digest=state_digest,
     )
 

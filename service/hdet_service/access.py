@@ -75,7 +75,6 @@ def needs(roles: frozenset[Role]) -> Callable[[Request], Awaitable[Principal]]:
         check_role(who, roles)
         return who
 
-    caller.roles = roles  # type: ignore[attr-defined]
     return caller
 
 

@@ -61,6 +61,7 @@ class ControllerActor:
         controller = self._controller
         return {
             "pid": os.getpid(),
+            "home": str(self._settings.home),
             "epoch": None if controller is None else controller.epoch,
             "is_open": self._is_open.is_set(),
             "problem": self._problem,

@@ -51,7 +51,7 @@ def ensure(request: dict[str, Any]) -> dict[str, Any]:
         ray.kill(found, no_restart=True)  # dead for ever, or deaf: its name has to be free
     from hdet_service.actor import ControllerActor
 
-    actor = (
+    actor: Any = (
         ray.remote(ControllerActor)
         .options(
             name=ACTOR_NAME,
@@ -78,14 +78,14 @@ def status(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def end(request: dict[str, Any]) -> dict[str, Any]:
-    """Shut the actor down and take it off the cluster, with the drivers that it started."""
+    """Shut the actor down and take it off the cluster, and the drivers that it started if asked to."""
     found = _find()
     if found is None:
         return {"is_there": False}
     with contextlib.suppress(RayError):  # it is killed all the same
         ray.get(found.shutdown.remote(), timeout=_STATUS_TIMEOUT_S)
     ray.kill(found, no_restart=True)
-    return {"is_there": True, "stopped": _stop_drivers()}
+    return {"is_there": True, "stopped": _stop_drivers() if request["stops_drivers"] else []}
 
 
 def _brief(error: RayError) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from hdet_service.job_rows import load
 from hdet_service.launches import launch_of, submission_id
 from hdet_service.reconcile import Effect, Ending, Outcome
 from hdet_service.settings import Settings
 from hdet_service.starter import LaunchRefusedError, Starter, StarterError
-from hdet_service.states import Reason, State
+from hdet_service.states import ACTIVE, Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job
 
@@ -116,7 +117,7 @@ class Acts:
         task.add_done_callback(done)
 
     async def _start(self, job_id: str, submission: int) -> None:
-        job = await self._store.read(lambda session: session.get(Job, job_id))
+        job = await self._store.read(lambda session: load(session, job_id))
         if job is None or job.submission != submission or is_handed_over(job):
             return  # it was canceled, or its driver has been heard of
         launch = launch_of(job, self._settings)
@@ -137,6 +138,9 @@ class Acts:
         else:
             self._start_errors.pop(sid, None)
             logger.info("driver started: submission=%s", sid)
+            job = await self._store.read(lambda session: load(session, job_id))
+            if job is None or job.submission != submission or State(job.state) not in ACTIVE:
+                self.stop(sid)  # it was canceled while Ray was taking it
 
     async def _stop(self, sid: str) -> None:
         try:

@@ -12,9 +12,6 @@ from hdet_service.states import Reason, State
 ByHParam = dict[str, dict[str, float]]
 """``{"lr": {"0": 3e-4}}``: hyperparameter, then optimizer parameter group."""
 
-StateName = Literal[tuple(State)]  # type: ignore[valid-type]
-ReasonName = Literal[tuple(Reason)]  # type: ignore[valid-type]
-
 
 class Answer(BaseModel):
     """Fields may be added in later versions."""
@@ -63,8 +60,8 @@ class ReplicaCount(Answer):
 class TransitionAnswer(Answer):
     """When a job entered a state, and why."""
 
-    state: StateName
-    reason: ReasonName
+    state: State
+    reason: Reason
     message: str
     at: str
     """RFC 3339."""
@@ -78,8 +75,8 @@ class JobAnswer(Answer):
     name: str
     owner: str
     """Name of the token that submitted it."""
-    state: StateName
-    reason: ReasonName
+    state: State
+    reason: Reason
     message: str
     attempt: int
     """Newest attempt of its training; 0 before the first."""
@@ -125,8 +122,8 @@ class JobPreview(Answer):
     cpus: float
     gpus: float
     storage_path: str
-    state: StateName
-    reason: ReasonName
+    state: State
+    reason: Reason
     """`Submitted` if it would start at once, else `WaitingForSlot`."""
     queue: dict[str, Any]
     spec: JobSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -59,7 +60,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
         rows = "".join(
             f"<tr><td><code>{escape(p['name'])}</code></td><td>{escape(p['in'])}"
             f"{', required' if p.get('required') else ''}</td>"
-            f"<td>{escape(p.get('description', ''))}</td></tr>"
+            f"<td>{_inline(p.get('description', ''))}</td></tr>"
             for p in parameters
         )
         parts.append(f"<h4>Parameters</h4><table>{rows}</table>")
@@ -78,7 +79,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
 def _answer(status: str, answer: Mapping[str, Any]) -> str:
     content = answer.get("content", {})
     links = "".join(_schema_link(one) for one in content.values())
-    return f"<tr><td><code>{escape(status)}</code></td><td>{escape(answer['description'])}{links}</td></tr>"
+    return f"<tr><td><code>{escape(status)}</code></td><td>{_inline(answer['description'])}{links}</td></tr>"
 
 
 def _schema_link(content: Mapping[str, Any]) -> str:
@@ -87,7 +88,19 @@ def _schema_link(content: Mapping[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    return "".join(f"<p>{escape(part)}</p>" for part in text.split("\n\n") if part.strip())
+    """Paragraphs and lists of the little Markdown that descriptions use."""
+    return "".join(_block(block.strip()) for block in text.split("\n\n") if block.strip())
+
+
+def _block(block: str) -> str:
+    if not block.startswith("* "):
+        return f"<p>{_inline(block)}</p>"
+    items = block.removeprefix("* ").split("\n* ")
+    return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in items)}</ul>"
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _json(value: Any) -> str:

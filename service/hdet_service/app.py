@@ -34,7 +34,9 @@ from hdet_service.problems import (
     ServiceError,
     Unavailable,
 )
+from hdet_service.readiness import Readiness
 from hdet_service.routes import ROUTERS
+from hdet_service.saved import Storage
 from hdet_service.secrets_file import load_key
 from hdet_service.sessions import Sessions
 from hdet_service.store.errors import (
@@ -74,6 +76,8 @@ def create_app(controller: Any) -> FastAPI:
     app.state.strangers = RequestRates(settings.requests_per_s, settings.request_burst)
     app.state.streams = StreamSlots(settings.max_sse_clients, settings.max_sse_clients_per_token)
     app.state.keys_in_flight = set()
+    app.state.readiness = Readiness(controller.store, controller.starter)
+    app.state.storage = Storage(settings.home / "exports")
     app.state.packages = Packages(controller.store, settings.packages_path, settings.max_package_bytes)
     return app
 
@@ -97,7 +101,7 @@ def _bare_app(*, observe: Callable[..., object], is_tls: bool) -> FastAPI:
     for router in app.state.routers:
         app.include_router(router)
     for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
+        app.add_exception_handler(kind, handler)
     app.add_middleware(Guard, observe=observe, is_tls=is_tls)
     described: dict[str, Any] = {}
 

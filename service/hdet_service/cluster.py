@@ -100,16 +100,8 @@ def up(
         return Up(running=known, is_new=False, is_first_token=False)
     if known is not None:
         clean_up(known)
-    check_port(settings)
     has_token = settings.token_path.exists()
-    if address is None:
-        say("Starting Ray …")
-        head = start_head(settings, num_cpus=num_cpus)
-        address = head.address
-    else:
-        head = None
-    running = _running(settings, address, head)
-    write_state(running)
+    running = _joined(settings, address) if address is not None else _with_own_head(settings, num_cpus, say)
     try:
         say("Starting the service …")
         _ensure_actor(running, is_first=True)
@@ -121,10 +113,14 @@ def up(
     return Up(running=running, is_new=True, is_first_token=is_first_token)
 
 
-def down(home: Path) -> bool:
+def down(home: Path, *, stops_drivers: bool = True) -> bool:
     """End what `up` started, and nothing else; False where there was nothing.
 
     Drivers end with our own head: their jobs are taken up again by the next `up`.
+
+    Args:
+        home: The service's.
+        stops_drivers: On a cluster that was joined, end our drivers too; without, they go on alone.
     """
     running = read_state(home)
     if running is None:
@@ -135,7 +131,7 @@ def down(home: Path) -> bool:
         if running.supervisor.wait(30.0) and read_state(home) is None:
             return True
     if running.head is None:
-        control(running, {"action": "end"})
+        control(running, {"action": "end", "stops_drivers": stops_drivers})
         state_path(home).unlink(missing_ok=True)
     else:
         clean_up(running)
@@ -312,6 +308,30 @@ def ensure_actor(running: Running) -> None:
     """
     _ensure_actor(running)
     _wait_ready(running)
+
+
+def _with_own_head(settings: Settings, num_cpus: int | None, say: Callable[[str], None]) -> Running:
+    check_port(settings)
+    say("Starting Ray …")
+    head = start_head(settings, num_cpus=num_cpus)
+    running = _running(settings, head.address, head)
+    write_state(running)
+    return running
+
+
+def _joined(settings: Settings, address: str) -> Running:
+    """A cluster of somebody else's, which may have our actor already."""
+    running = _running(settings, address, None)
+    told = control(running, {"action": "status"})
+    if not told["is_there"]:
+        check_port(settings)
+    elif told["home"] != str(settings.home):
+        raise ClusterError(
+            f"Ray at {address} runs the service of {told['home']}, and a cluster has one; end that with "
+            "`hdet down`, or join another cluster"
+        )
+    write_state(running)
+    return running
 
 
 def _running(settings: Settings, address: str, head: Head | None) -> Running:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import Table, bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from hdet_ray.core.codec import from_json, to_json
 from hdet_ray.train.protocol import Command
 from hdet_service.exchange import Queued
 from hdet_service.store.models import Command as CommandRow
+
+_COMMANDS: Table = CommandRow.__table__  # type: ignore[assignment]
+_READ_QUEUE = (
+    select(_COMMANDS.c.id, _COMMANDS.c.body, _COMMANDS.c.folded_round)
+    .where(_COMMANDS.c.job_id == bindparam("job_id"))
+    .where(_COMMANDS.c.folded_round.is_(None) | (_COMMANDS.c.folded_round >= bindparam("since_round")))
+    .order_by(_COMMANDS.c.id)
+)
+"""Run at every exchange, so built once."""
 
 
 def add(
@@ -26,12 +35,7 @@ def add(
 
 def of_rounds(session: Session, job_id: str, since_round: int) -> list[Queued]:
     """Commands that wait, and those that reports from a round on carry, in order."""
-    rows = session.execute(
-        select(CommandRow.id, CommandRow.body, CommandRow.folded_round)
-        .where(CommandRow.job_id == job_id)
-        .where(CommandRow.folded_round.is_(None) | (CommandRow.folded_round >= since_round))
-        .order_by(CommandRow.id)
-    )
+    rows = session.connection().execute(_READ_QUEUE, {"job_id": job_id, "since_round": since_round})
     return [Queued(id=id, command=from_json(Command, body), folded_round=round) for id, body, round in rows]
 
 

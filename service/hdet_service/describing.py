@@ -31,7 +31,8 @@ class Good:
 
     status: int = 200
     description: str
-    model: type[BaseModel] | None = None
+    model: Any = None
+    """A model, or a union of several."""
     example: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     """Name and description of each header that it always carries."""
@@ -64,13 +65,16 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """What is sent."""
+    """What is sent: each media type and how it is described."""
 
-    name: str
-    """Of its schema among the components."""
-    example: Any
+    content: Mapping[str, Schema]
     is_required: bool = True
-    media_types: tuple[str, ...] = (JSON,)
+
+
+def json_body(name: str, example: Any, *, is_required: bool = True) -> Body:
+    """JSON of one of the components' schemas."""
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    return Body(content={JSON: {"schema": schema, **_example(example)}}, is_required=is_required)
 
 
 ETAG_HEADER = {"ETag": "Names what was read: send it back in `If-Match` or `If-None-Match`."}
@@ -161,11 +165,7 @@ def described(
         statuses.add(422)
     extra: Schema = {"parameters": [p.to_openapi() for p in parameters] + _query_parameters(query)}
     if body is not None:
-        schema = {"$ref": f"#/components/schemas/{body.name}"} if body.name else {"type": "string"}
-        content = {kind: {"schema": schema, **_example(body.example)} for kind in body.media_types}
-        if not body.name:
-            content = {kind: {"schema": {"contentMediaType": kind}} for kind in body.media_types}
-        extra["requestBody"] = {"required": body.is_required, "content": content}
+        extra["requestBody"] = {"required": body.is_required, "content": dict(body.content)}
     extra["security"] = [] if is_open else [{"bearer": []}]
     return {
         "summary": summary,
@@ -225,7 +225,7 @@ def _header(description: str, kind: str = "string") -> Schema:
 def _query_parameters(query: type[BaseModel] | None) -> list[Schema]:
     if query is None:
         return []
-    schema = query.model_json_schema()
+    schema = query.model_json_schema(ref_template="#/components/schemas/{model}")
     out = []
     for name, one in schema.get("properties", {}).items():
         description = one.pop("description", "")

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hdet_ray.core.codec import digest, digest_of_json, from_json
-from hdet_ray.core.decide import decide_after
+from hdet_ray.core.decide import decide_after, judge_report
+from hdet_ray.core.health import Verdict
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.planning import plan_for
 from hdet_ray.core.replay import EncodedRound, encode_round
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState
+from hdet_ray.exceptions import LedgerError
 from hdet_ray.train.protocol import PROTOCOL, Command, ExchangeRequest, OpenRequest, Status
 
 
@@ -92,6 +94,8 @@ class Taken:
     """Commands of this round's former line wait again."""
     finished: Plan | None = None
     """The plan that the reported round followed; None where the round had been confirmed before."""
+    verdict: Verdict | None = None
+    """What its boundary did with each replica."""
     confirmed: ScheduleState | None = None
     """The state of that plan: it has been in force."""
     confirmed_before: ScheduleState | None = None
@@ -169,6 +173,11 @@ def receive(
         return _known_round(standing, request, report, queue, stored)
     if report.plan_digest != standing.plan_digest:
         return _after_lost_answer(standing, request, report, queue, stored)
+    if len(report.replicas) != standing.plan.num_replicas:
+        raise LedgerError(
+            f"round {report.round} reports {len(report.replicas)} replicas, its plan has "
+            f"{standing.plan.num_replicas}"
+        )
     return _decided(standing, request, report, _waiting(queue))
 
 
@@ -194,7 +203,8 @@ def _decided(
         folded = {q.id: report.round for q in queue}
     else:
         folded = _carried(report, queue)
-    state, plan = decide_after(standing.state, standing.plan, standing.plan_digest, report)
+    verdict = judge_report(standing.state, standing.plan, report)
+    state, plan = decide_after(standing.state, standing.plan, standing.plan_digest, report, verdict)
     line = Line(
         attempt=request.line_attempt or request.attempt,
         report=report,
@@ -216,6 +226,7 @@ def _decided(
         standing=following,
         folded=folded,
         finished=standing.plan,
+        verdict=verdict,
         confirmed=standing.state,
         confirmed_before=standing.before,
     )
@@ -249,7 +260,7 @@ def _known_round(
     taken = _decided(again, replace(request, line_attempt=attempt), report, _waiting(queue, request.round))
     if isinstance(taken, Refused):
         return taken
-    return replace(taken, returned=request.round, finished=None, confirmed=None, confirmed_before=None)
+    return replace(taken, returned=request.round, finished=None, verdict=None, confirmed=None)
 
 
 def _after_lost_answer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -51,7 +52,7 @@ async def follow_events(
     while True:
         with bus.subscribe(job_id) as news:  # before the read: what is committed after it wakes us up
             while True:
-                events, state = await store.read(lambda s, after=after: _events_and_state(s, job_id, after))
+                events, state = await store.read(partial(_events_and_state, job_id=job_id, after=after))
                 for event in events:
                     after = event.id
                     yield sse.item(event.id, event.type, as_dict(event))

@@ -33,6 +33,10 @@ _HEADERS = {
 """Set where an answer doesn't say otherwise: pages have a policy of their own."""
 
 
+_CLIENT_LEFT = 499
+"""Counted where nobody was left to be answered."""
+
+
 class Guard:
     """Wraps the application.
 
@@ -69,7 +73,7 @@ class Guard:
         try:
             await self._app(scope, receive, send_guarded)
         except ClientDisconnect:
-            status = status or 499  # nobody is left to be answered
+            log.info("client left: %s %s", scope["method"], scope["path"])
         except Exception:
             error_id = secrets.token_hex(8)
             log.exception("request failed: %s %s, error id %s", scope["method"], scope["path"], error_id)
@@ -78,7 +82,9 @@ class Guard:
             await _send_problem(send_guarded, InternalError(error_id), scope["path"])
         finally:
             seconds = time.perf_counter() - began_s
-            self._observe(scope["method"], route_of(scope), status, seconds, is_stream=is_stream)
+            self._observe(
+                scope["method"], route_of(scope), status or _CLIENT_LEFT, seconds, is_stream=is_stream
+            )
 
 
 def route_of(scope: Scope) -> str | None:

@@ -15,6 +15,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from hdet_service.auth import Principal
+from hdet_service.job_rows import load
 from hdet_service.logs import Logs
 from hdet_service.metrics import SubmissionResult
 from hdet_service.problems import Conflict, ServiceError, missing_job
@@ -23,7 +24,7 @@ from hdet_service.schemas import JobSpec
 from hdet_service.settings import Settings
 from hdet_service.states import ACTIVE, TERMINAL, Reason, State
 from hdet_service.store.database import Store
-from hdet_service.store.models import ControllerRow, Job, JobLabel
+from hdet_service.store.models import WITHOUT_SCHEDULE, ControllerRow, Job, JobLabel
 from hdet_service.submission import (
     Admission,
     Submission,
@@ -65,7 +66,7 @@ class Jobs:
     # ---- reading
 
     async def get(self, job_id: str) -> Job:
-        """A job.
+        """A job, without its schedule.
 
         Raises:
             NotFound: there is none of this id.
@@ -90,7 +91,7 @@ class Jobs:
             before_id: Only those that are older than this id (the last one of the page before).
             limit: At most so many.
         """
-        query = select(Job).order_by(Job.id.desc()).limit(limit)
+        query = select(Job).options(*WITHOUT_SCHEDULE).order_by(Job.id.desc()).limit(limit)
         if states:
             query = query.where(Job.state.in_(states))
         if owner is not None:
@@ -359,7 +360,7 @@ def require(session: Session, job_id: str) -> Job:
     Raises:
         NotFound: there is none.
     """
-    job = session.get(Job, job_id)
+    job = load(session, job_id)
     if job is None:
         raise missing_job(job_id)
     return job

@@ -7,7 +7,6 @@ that this plan was followed, so an override is never shown as applied before it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select, update
@@ -23,21 +22,13 @@ from hdet_service.store.models import Command, OverrideRow
 _OPEN = ("pending", "applied")
 
 
-@dataclass(frozen=True, slots=True)
-class OverrideChange:
-    """An override has reached a state."""
-
-    id: str
-    state: str
-
-
 def confirm(
     session: Session,
     job_id: str,
     confirmed: ScheduleState,
     before: ScheduleState | None,
     now_s: float,
-) -> list[OverrideChange]:
+) -> None:
     """Bring rows up to what a report has confirmed.
 
     Args:
@@ -49,18 +40,15 @@ def confirm(
     """
     known = frozenset() if before is None else frozenset(map(id, before.overrides))
     # A record that did not change is the same object, as long as the state before is at hand.
-    news = [each for each in confirmed.overrides if id(each) not in known]
-    changes = []
-    for news_record in news:
-        row = session.get(OverrideRow, news_record.override.id) or _restored(
-            session, job_id, news_record, now_s
-        )
-        if (row.state, row.applied_round) != (news_record.status, news_record.applied_round):
-            changes.append(_set(session, row, news_record, now_s))
-    return changes
+    for then in confirmed.overrides:
+        if id(then) in known:
+            continue
+        row = session.get(OverrideRow, then.override.id) or _restored(session, job_id, then, now_s)
+        if (row.state, row.applied_round) != (then.status, then.applied_round):
+            _follow(session, row, then, now_s)
 
 
-def rewind(session: Session, job_id: str, state: ScheduleState, now_s: float) -> list[OverrideChange]:
+def rewind(session: Session, job_id: str, state: ScheduleState, now_s: float) -> None:
     """Bring rows back to what the state of an earlier round knows; what it doesn't know waits again."""
     records = {each.override.id: each for each in state.overrides}
     session.execute(
@@ -77,7 +65,6 @@ def rewind(session: Session, job_id: str, state: ScheduleState, now_s: float) ->
             )
         )
     )
-    changes = []
     for row in session.scalars(select(OverrideRow).where(OverrideRow.job_id == job_id)):
         then = records.get(row.id)
         if then is None and row.id in queued:
@@ -87,24 +74,21 @@ def rewind(session: Session, job_id: str, state: ScheduleState, now_s: float) ->
                 .where(Command.job_id == job_id, Command.override_id == row.id)
                 .values(folded_round=None)
             )
-            changes += _pending(session, row, now_s)
+            _wait_again(session, row, now_s)
         elif then is not None and then.status == "applied" and (then.applied_round or 0) >= state.round:
-            changes += _pending(session, row, now_s)  # planned, but no report has confirmed it
+            _wait_again(session, row, now_s)  # planned, but no report has confirmed it
         elif then is not None and (row.state, row.applied_round) != (then.status, then.applied_round):
-            changes.append(_set(session, row, then, now_s))
-    return changes
+            _follow(session, row, then, now_s)
 
 
-def end_pending(session: Session, job_id: str, why: str, now_s: float) -> list[OverrideChange]:
+def end_pending(session: Session, job_id: str, why: str, now_s: float) -> None:
     """Refuse what can't apply any more because the job has ended. Call it in the write that ends it."""
-    changes = []
     rows = session.scalars(
         select(OverrideRow).where(OverrideRow.job_id == job_id, OverrideRow.state == "pending")
     )
     for row in rows:
         row.state, row.refusal, row.updated_s = "refused", why, now_s
-        changes.append(_told(session, row, now_s))
-    return changes
+        _tell(session, row, now_s)
 
 
 def as_json(row: OverrideRow) -> dict[str, Any]:
@@ -151,20 +135,19 @@ def _restored(session: Session, job_id: str, then: OverrideRecord, now_s: float)
     return row
 
 
-def _pending(session: Session, row: OverrideRow, now_s: float) -> list[OverrideChange]:
-    if row.state == "pending":
-        return []
-    row.state, row.applied_round, row.refusal, row.updated_s = "pending", None, "", now_s
-    return [_told(session, row, now_s)]
+def _wait_again(session: Session, row: OverrideRow, now_s: float) -> None:
+    if row.state != "pending":
+        row.state, row.applied_round, row.refusal, row.updated_s = "pending", None, "", now_s
+        _tell(session, row, now_s)
 
 
-def _set(session: Session, row: OverrideRow, then: OverrideRecord, now_s: float) -> OverrideChange:
+def _follow(session: Session, row: OverrideRow, then: OverrideRecord, now_s: float) -> None:
     row.state, row.applied_round = then.status, then.applied_round
     row.refusal, row.updated_s = then.reason, now_s
-    return _told(session, row, now_s)
+    _tell(session, row, now_s)
 
 
-def _told(session: Session, row: OverrideRow, now_s: float) -> OverrideChange:
+def _tell(session: Session, row: OverrideRow, now_s: float) -> None:
+    """Its state is an event, by which it is counted too."""
     data = {"id": row.id, "state": row.state, "applied_round": row.applied_round, "refusal": row.refusal}
     record(session, row.job_id, "override", data, now_s)
-    return OverrideChange(row.id, row.state)

@@ -30,7 +30,7 @@ class PageQuery(Strict):
 def page_limit(request: Request, query: PageQuery) -> int:
     """Items of this page: what was asked for, at most the service's cap."""
     settings = request.app.state.controller.settings
-    return min(query.limit or settings.default_page, settings.max_page)
+    return int(min(query.limit or settings.default_page, settings.max_page))
 
 
 def page_start(request: Request, query: PageQuery, scope: str, kind: type[T]) -> T | None:

@@ -22,11 +22,11 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> ProcessId:
         """The process that has this number now."""
-        return cls(pid, _psutil().Process(pid).create_time())
+        return cls(pid, load_psutil().Process(pid).create_time())
 
     def is_alive(self) -> bool:
         """Whether it runs still."""
-        psutil = _psutil()
+        psutil = load_psutil()
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_s) < 1.0
@@ -36,7 +36,7 @@ class ProcessId:
 
     def terminate(self) -> None:
         """Ask it to end."""
-        psutil = _psutil()
+        psutil = load_psutil()
         if self.is_alive():
             try:
                 psutil.Process(self.pid).terminate()
@@ -55,7 +55,7 @@ class ProcessId:
 
 def marked(cluster_id: str) -> list[Any]:
     """Processes that carry a cluster's mark, except this one."""
-    psutil = _psutil()
+    psutil = load_psutil()
     found = []
     for process in psutil.process_iter():
         try:
@@ -80,7 +80,7 @@ def end_marked(cluster_id: str, *, patience_s: float = 3.0) -> int:
 
 def holder_of(port: int) -> str:
     """Who listens on a port, for people."""
-    psutil = _psutil()
+    psutil = load_psutil()
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.Error:
@@ -96,7 +96,7 @@ def holder_of(port: int) -> str:
 
 
 def _end(processes: Iterable[Any], patience_s: float) -> None:
-    psutil = _psutil()
+    psutil = load_psutil()
     for process in processes:
         try:
             process.terminate()
@@ -111,8 +111,9 @@ def _end(processes: Iterable[Any], patience_s: float) -> None:
     psutil.wait_procs(left, timeout=2.0)
 
 
-def _psutil() -> Any:
-    import ray  # noqa: F401  # brings psutil along, and puts it on the path
+def load_psutil() -> Any:
+    """The module `psutil`: Ray carries its own copy, and puts it on the path."""
+    import ray  # noqa: F401
 
     import psutil  # type: ignore[import-untyped]  # isort: skip
 

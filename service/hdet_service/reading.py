@@ -45,8 +45,6 @@ def body(kind: Any, *, is_optional: bool = False) -> Callable[[Request], Awaitab
         request.state.body_digest = strict_json.digest(value)
         return validate(adapter, value)
 
-    read.reads = kind  # type: ignore[attr-defined]
-    read.is_optional = is_optional  # type: ignore[attr-defined]
     return read
 
 
@@ -69,7 +67,6 @@ def query(model: type[BaseModel]) -> Callable[[Request], Any]:
                 values[name] = text
         return validate(adapter, values)
 
-    read.reads = model  # type: ignore[attr-defined]
     return read
 
 

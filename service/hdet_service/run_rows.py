@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Text, insert, literal, select, update
+from sqlalchemy import Table, Text, bindparam, insert, literal, select, update
 from sqlalchemy.orm import Session, defer
 
 from hdet_ray.core.codec import digest, from_json, to_json
 from hdet_ray.core.plan import Plan
+from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import state_from_json, state_to_json
 from hdet_service.exchange import Line, Standing, Taken
 from hdet_service.problems import missing_job
@@ -26,16 +27,61 @@ MAX_KEPT = 256
 _IN_SESSION = "standings"
 
 
+_JOBS: Table = Job.__table__  # type: ignore[assignment]
+_LINES: Table = Round.__table__  # type: ignore[assignment]
+
+
+class RunRow(NamedTuple):
+    """A job's row, as far as an exchange needs it."""
+
+    id: str
+    state: str
+    wanted: str | None
+    submission: int
+    attempt: int
+    round: int
+    plan_digest: str | None
+    steps_per_s: float | None
+    last_report_s: float | None
+
+
+# Statements of every exchange: built once, since building one costs more than running it.
+_READ_RUN = select(*(_JOBS.c[name] for name in RunRow._fields)).where(_JOBS.c.id == bindparam("job_id"))
+_WRITE_AGAIN = (
+    update(_JOBS)
+    .where(_JOBS.c.id == bindparam("job_id"))
+    .values(
+        attempt=bindparam("to_attempt"),
+        round=bindparam("to_round"),
+        step=bindparam("to_step"),
+        total_steps=bindparam("to_total_steps"),
+        schedule=bindparam("to_schedule"),
+        plan=bindparam("to_plan", type_=Text),  # the text as it stands in the line
+        plan_digest=bindparam("to_plan_digest"),
+        replicas_present=bindparam("to_replicas"),
+        steps_per_s=bindparam("to_steps_per_s"),
+        last_report_s=bindparam("now_s"),
+    )
+)
+_WRITE_NEXT = _WRITE_AGAIN.values(schedule_before=_JOBS.c.schedule)  # the database's own copy
+_WRITE_BEFORE = (
+    update(_JOBS).where(_JOBS.c.id == bindparam("job_id")).values(schedule_before=bindparam("before"))
+)
+_INSERT_LINE = insert(_LINES).prefix_with("OR REPLACE")
+
+
 class Standings:
     """Standings of runs, decoded."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Standing] = OrderedDict()
 
-    def take(self, session: Session, job: Job) -> Standing | None:
+    def take(self, session: Session, job: Job | RunRow) -> Standing | None:
         """Where the run stands, for a write that may change it; None where no worker has opened it."""
-        kept = session.info.get(_IN_SESSION, {}).get(job.id) or self._kept.pop(job.id, None)
-        return kept if kept is not None and _is_of(kept, job) else read_standing(job)
+        kept = self._kept.pop(job.id, None)
+        if kept is not None and _is_of(kept, job):
+            return kept
+        return None if job.plan_digest is None else read_standing(require_job(session, job.id))
 
     def put(self, session: Session, job_id: str, standing: Standing) -> None:
         """Keep this one once the write is committed."""
@@ -100,30 +146,53 @@ def ledger_start(session: Session, job_id: str) -> tuple[int, str] | None:
     return None if start is None else (start.round, digest(state_from_json(start.header)))
 
 
-def write_taken(session: Session, job: Job, taken: Taken, now_s: float) -> None:
+def load_run(session: Session, job_id: str) -> RunRow | None:
+    """What an exchange needs of a job: read without its large columns, and without the ORM's ado."""
+    row = session.connection().execute(_READ_RUN, {"job_id": job_id}).one_or_none()
+    return None if row is None else RunRow(*row)
+
+
+def write_taken(session: Session, run: RunRow, taken: Taken, now_s: float) -> None:
     """Store a report that was taken: lines, commands, and where the run stands now."""
     if taken.returned is not None:
-        _fold(session, Command.folded_round == taken.returned, job.id, None)
+        _fold(session, Command.folded_round == taken.returned, run.id, None)
     for round in sorted(set(taken.folded.values())):
         ids = [id for id, at in taken.folded.items() if at == round]
-        _fold(session, Command.id.in_(ids), job.id, round)
+        _fold(session, Command.id.in_(ids), run.id, round)
     for line in taken.lines:
-        if line.round < job.round:
+        if line.round < run.round:
             # Another attempt's line of the same round gives way; the same attempt's is replaced.
-            abandon(session, job.id, line.round, line.round)
-        _insert_line(session, job.id, line, now_s)
-    if taken.returned is None:
-        job.schedule_before = Job.schedule  # the database's own copy: nothing is encoded again
-    elif taken.standing.before is not None:
-        job.schedule_before = state_to_json(taken.standing.before)
-    _write_standing(job, taken.standing, plan_text=taken.lines[-1].encoded.plan)
-    report = taken.lines[-1].report
-    job.replicas_present = report.next_num_replicas or len(report.replicas)
-    job.last_report_s = now_s
+            abandon(session, run.id, line.round, line.round)
+        _insert_line(session, run.id, line, now_s)
+    standing, report = taken.standing, taken.lines[-1].report
+    if taken.returned is not None:
+        before = None if standing.before is None else state_to_json(standing.before)
+        session.connection().execute(_WRITE_BEFORE, {"job_id": run.id, "before": before})
+    session.connection().execute(
+        _WRITE_AGAIN if taken.returned is not None else _WRITE_NEXT,
+        {
+            "job_id": run.id,
+            "to_attempt": standing.attempt,
+            "to_round": standing.round,
+            "to_step": standing.state.step,
+            "to_total_steps": standing.state.config.total_steps,
+            "to_schedule": state_to_json(standing.state),
+            "to_plan": taken.lines[-1].encoded.plan,
+            "to_plan_digest": standing.plan_digest,
+            "to_replicas": report.next_num_replicas or len(report.replicas),
+            "to_steps_per_s": _steps_per_s(run.steps_per_s, report),
+            "now_s": now_s,
+        },
+    )
+
+
+def _steps_per_s(before: float | None, report: RoundReport) -> float | None:
+    """Smoothed over rounds."""
     seconds = report.facts.get("wall_s", 0.0) + report.facts.get("sync_s", 0.0)
-    if seconds > 0:
-        rate = report.steps / seconds
-        job.steps_per_s = rate if job.steps_per_s is None else 0.7 * job.steps_per_s + 0.3 * rate
+    if seconds <= 0:
+        return before
+    rate = report.steps / seconds
+    return rate if before is None else 0.7 * before + 0.3 * rate
 
 
 def write_opened(session: Session, job: Job, standing: Standing) -> None:
@@ -146,7 +215,7 @@ def abandon(session: Session, job_id: str, first: int, last: int | None = None) 
     query = update(Round).where(Round.job_id == job_id, Round.is_abandoned.is_(False), Round.round >= first)
     if last is not None:
         query = query.where(Round.round <= last)
-    return session.execute(query.values(is_abandoned=True)).rowcount
+    return session.execute(query.values(is_abandoned=True)).rowcount  # type: ignore[attr-defined,no-any-return]
 
 
 def _write_standing(job: Job, standing: Standing, *, plan_text: str) -> None:
@@ -155,13 +224,13 @@ def _write_standing(job: Job, standing: Standing, *, plan_text: str) -> None:
     job.step = standing.state.step
     job.total_steps = standing.state.config.total_steps
     job.schedule = state_to_json(standing.state)
-    job.plan = literal(plan_text, Text)  # type: ignore[assignment]  # as it stands in the line already
+    job.plan = literal(plan_text, Text)  # a text already: the column would encode it once more
     job.plan_digest = standing.plan_digest
 
 
 def _insert_line(session: Session, job_id: str, line: Line, now_s: float) -> None:
-    session.execute(
-        insert(Round).prefix_with("OR REPLACE"),
+    session.connection().execute(
+        _INSERT_LINE,
         {
             "job_id": job_id,
             "attempt": line.attempt,
@@ -181,7 +250,7 @@ def _fold(session: Session, which: Any, job_id: str, round: int | None) -> None:
     )
 
 
-def _is_of(standing: Standing, job: Job) -> bool:
+def _is_of(standing: Standing, job: Job | RunRow) -> bool:
     return (standing.attempt, standing.round, standing.plan_digest) == (
         job.attempt,
         job.round,

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from sqlalchemy.orm import Session
 
 from hdet_ray.core.codec import from_json
-from hdet_ray.core.decide import judge_report
 from hdet_ray.core.state import state_from_json
 from hdet_ray.exceptions import HDETError
 from hdet_ray.train.protocol import (
@@ -30,12 +29,19 @@ from hdet_service import command_rows, override_rows, run_rows
 from hdet_service.auth import Principal
 from hdet_service.events import record
 from hdet_service.exchange import Refused, Repeated, Taken, fence, receive
-from hdet_service.metrics import OVERRIDES, Metrics, RunView, add_counts, count_round, one
+from hdet_service.metrics import (
+    SYNC_FAILURES,
+    Metrics,
+    RunView,
+    SyncFailure,
+    add_counts,
+    count_round,
+    one,
+)
 from hdet_service.metrics.runs import ViewKey
-from hdet_service.override_rows import OverrideChange
 from hdet_service.rewind import Opened, begin
 from hdet_service.run_events import record_attempt, record_checkpoint, record_round
-from hdet_service.run_rows import Standings
+from hdet_service.run_rows import RunRow, Standings
 from hdet_service.states import TERMINAL, State
 from hdet_service.steering import Steering
 from hdet_service.store.database import Store
@@ -228,8 +234,7 @@ class Runs:
             record(session, job.id, "ledger", told, now_s)
         if request.attempt > job.attempt:
             record_attempt(session, job, request, abandoned, now_s)
-        changes = override_rows.rewind(session, job.id, standing.state, now_s)
-        _count_overrides(session, job.id, changes)
+        override_rows.rewind(session, job.id, standing.state, now_s)
         run_rows.write_opened(session, job, standing)
         job.replicas_present = request.num_replicas
         job.storage_path = request.storage_path or job.storage_path
@@ -237,52 +242,54 @@ class Runs:
         self._standings.put(session, job.id, standing)
 
     def _exchange(self, session: Session, request: ExchangeRequest) -> tuple[Answer, RunView | None]:
-        job = run_rows.load_job(session, request.job)
-        if job is None:
+        run = run_rows.load_run(session, request.job)
+        if run is None:
             return self._unknown(request.job), None
-        refused = self._fence(job, request)
+        refused = self._fence(run, request)
         if refused is not None:
+            _count_failure(session, run.id, SyncFailure.FENCED)
             return self._refusal(refused), None
-        standing = self._standings.take(session, job)
+        standing = self._standings.take(session, run)
         outcome = receive(
             standing,
             request,
-            command_rows.of_rounds(session, job.id, min(job.round - 1, request.round)),
-            lambda round: run_rows.line_of(session, job.id, round),
+            command_rows.of_rounds(session, run.id, min(run.round - 1, request.round)),
+            lambda round: run_rows.line_of(session, run.id, round),
         )
         if isinstance(outcome, Taken):
-            view = self._write_taken(session, job, outcome)
-            self._standings.put(session, job.id, outcome.standing)
-            return self._offer(job, request, outcome, outcome.standing.plan_digest), view
+            if request.decided is not None:
+                _count_failure(session, run.id, SyncFailure.LATE)
+            view = self._write_taken(session, run, outcome)
+            self._standings.put(session, run.id, outcome.standing)
+            return self._offer(run, request, outcome, outcome.standing.plan_digest), view
         if standing is not None:
-            self._standings.put(session, job.id, standing)  # nothing was changed
+            self._standings.put(session, run.id, standing)  # nothing was changed
         if isinstance(outcome, Repeated):
-            return self._offer(job, request, outcome, outcome.plan_digest), None
+            return self._offer(run, request, outcome, outcome.plan_digest), None
+        if standing is not None:
+            _count_failure(session, run.id, SyncFailure.RESYNC)
         return self._refusal(outcome), None
 
-    def _write_taken(self, session: Session, job: Job, taken: Taken) -> RunView | None:
+    def _write_taken(self, session: Session, run: RunRow, taken: Taken) -> RunView | None:
         now_s, report, standing = self._clock(), taken.lines[-1].report, taken.standing
-        if taken.finished is None or taken.confirmed is None:
-            run_rows.write_taken(session, job, taken, now_s)
-            session.flush()
+        if taken.finished is None or taken.confirmed is None or taken.verdict is None:
+            run_rows.write_taken(session, run, taken, now_s)
             return None
-        verdict = judge_report(taken.confirmed, taken.finished, report)
+        verdict = taken.verdict
         count_round(
             session,
-            job,
+            run,
             finished=taken.finished,
             report=report,
             verdict=verdict,
             after=standing.state,
             at_s=now_s,
         )
-        changes = override_rows.confirm(session, job.id, taken.confirmed, taken.confirmed_before, now_s)
-        _count_overrides(session, job.id, changes)
-        run_rows.write_taken(session, job, taken, now_s)
-        session.flush()
+        override_rows.confirm(session, run.id, taken.confirmed, taken.confirmed_before, now_s)
+        run_rows.write_taken(session, run, taken, now_s)
         record_round(
             session,
-            job.id,
+            run.id,
             taken.lines[-1].attempt,
             report=report,
             finished=taken.finished,
@@ -308,11 +315,13 @@ class Runs:
             return self._answer("fenced", message=text)
         if request.kind == "checkpoint":
             record_checkpoint(session, job, request, self._clock())
+        elif request.kind == "lost":
+            _count_failure(session, job.id, SyncFailure.INTERRUPTED)
         return self._answer("ok", directive=_directive(job))
 
     # ---- answers
 
-    def _fence(self, job: Job, request: OpenRequest | ExchangeRequest) -> Refused | None:
+    def _fence(self, job: Job | RunRow, request: OpenRequest | ExchangeRequest) -> Refused | None:
         is_over = State(job.state) in TERMINAL
         return fence(
             request,
@@ -323,12 +332,12 @@ class Runs:
         )
 
     def _offer(
-        self, job: Job, request: ExchangeRequest, outcome: Taken | Repeated, plan_digest: str
+        self, run: RunRow, request: ExchangeRequest, outcome: Taken | Repeated, plan_digest: str
     ) -> Answer:
         """Commands that the run adds to its report's own; none where it has decided already."""
         own = request.report.get("commands") or ()
         commands: tuple[Command, ...] = () if request.decided else outcome.commands[len(own) :]
-        return self._answer("ok", commands=commands, plan_digest=plan_digest, directive=_directive(job))
+        return self._answer("ok", commands=commands, plan_digest=plan_digest, directive=_directive(run))
 
     def _unknown(self, job_id: str) -> Answer:
         return self._answer("unknown_job", message=f"there is no job {job_id!r} here")
@@ -340,11 +349,10 @@ class Runs:
         return Answer(status=status, epoch=self._epoch, **fields)
 
 
-def _directive(job: Job) -> Directive | None:
+def _count_failure(session: Session, job_id: str, why: SyncFailure) -> None:
+    """A boundary did not go as planned."""
+    add_counts(session, job_id, one(SYNC_FAILURES, why))
+
+
+def _directive(job: Job | RunRow) -> Directive | None:
     return "pause" if job.wanted in _PAUSES else None
-
-
-def _count_overrides(session: Session, job_id: str, changes: Sequence[OverrideChange]) -> None:
-    for change in changes:
-        if change.state != "pending":
-            add_counts(session, job_id, one(OVERRIDES, change.state))

@@ -5,13 +5,15 @@ Read off the storage itself, which the job's own processes write and prune: no t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import posixpath
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -22,6 +24,8 @@ from hdet_ray.train.storage import opener, resolve
 from hdet_service.problems import Conflict, Unavailable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 20
 _PREFIX = "checkpoint_"
@@ -41,6 +45,55 @@ class Saved:
     def to_json(self) -> dict[str, Any]:
         """As the API shows it."""
         return asdict(self)
+
+
+class Storage:
+    """Reads jobs' storage in threads of its own: one that hangs must not hold up anything else.
+
+    Args:
+        scratch: Folder for files on their way out.
+    """
+
+    def __init__(self, scratch: Path, within_s: float = 30.0) -> None:
+        self._scratch = scratch
+        self._within_s = within_s
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="hdet-storage")
+
+    async def checkpoints(self, storage_path: str | None) -> list[Saved]:
+        """See `list_saved`.
+
+        Raises:
+            Unavailable: the storage does not answer.
+        """
+        return await self._call(list_saved, storage_path)
+
+    async def checkpoint(self, storage_path: str | None, round: int) -> Saved:
+        """See `saved_at`.
+
+        Raises:
+            Conflict: that round has no checkpoint.
+            Unavailable: the storage does not answer.
+        """
+        return await self._call(saved_at, storage_path, round)
+
+    async def weights(self, saved: Saved) -> BinaryIO:
+        """See `exported`.
+
+        Raises:
+            Conflict: the checkpoint is damaged, or was pruned meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, exported, saved, self._scratch)
+
+    async def _call(self, read: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._within_s):
+                return await loop.run_in_executor(self._threads, read, *arguments)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the job's storage gave no answer within {self._within_s:g} s; try again", slug="storage"
+            ) from error
 
 
 def list_saved(storage_path: str | None) -> list[Saved]:
@@ -115,7 +168,7 @@ def _read(filesystem: pafs.FileSystem, folder: str) -> Saved | None:
     return Saved(
         round=manifest.round,
         step=manifest.step,
-        attempt=int(getattr(manifest, "attempt", 1) or 1),
+        attempt=manifest.attempt,
         path=folder if filesystem.type_name == "local" else f"{filesystem.type_name}://{folder}",
         at_s=None if info.mtime is None else info.mtime.timestamp(),
         size_bytes=sum(entry.size_bytes for entry in manifest.files.values()),

@@ -23,7 +23,7 @@ from hdet_service.problems import Invalid, NotAcceptable
 HEARTBEAT_S = 15.0
 END_EVENT = "end"
 EVENT_ID = r"^[0-9]{1,15}$"
-LOG_ID = r"^[0-9]{1,9}:[0-9]{1,15}$"
+LOG_ID = r"^(0|[0-9]{1,9}:[0-9]{1,15})$"
 
 
 def item(id: int | str, type: str, data: Any) -> bytes:
@@ -67,13 +67,13 @@ def last_event_id(request: Request) -> int:
 
 
 def last_log_position(request: Request) -> LogPosition:
-    """The place behind which output goes on.
+    """The place behind which output goes on; 0 is the beginning, as with events.
 
     Raises:
         Invalid: no id of ours.
     """
     text = _last_id(request, LOG_ID)
-    return LOG_START if text is None else LogPosition.parse(text)
+    return LOG_START if text is None or text == "0" else LogPosition.parse(text)
 
 
 def _last_id(request: Request, pattern: str) -> str | None:

@@ -202,7 +202,6 @@ class Steering:
             row.state, row.updated_s = "removed", now_s
             told = {"id": row.id, "state": "removed", "applied_round": row.applied_round, "refusal": ""}
             record(session, row.job_id, "override", told, now_s)
-            add_counts(session, row.job_id, one(OVERRIDES, OverrideResult.REMOVED))
         else:
             queue.add(session, row.job_id, Removal(id=row.id), now_s, override_id=row.id)
         before = {"id": row.id, **row.body}

@@ -57,7 +57,8 @@ class Supervisor:
                     self.say(f"not healed yet: {error}")
         finally:
             self.say("Ending the service …")
-            cluster.down(self.running.settings.home)
+            # On a cluster that was joined training goes on, and another supervisor may follow.
+            cluster.down(self.running.settings.home, stops_drivers=False)
 
     def look(self, now_s: float, deaf_since: float | None) -> float | None:
         """One look.

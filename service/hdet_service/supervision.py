@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from hdet_ray.train.outcomes import REASONS, DriverExit
+from hdet_service import job_rows
 from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
 from hdet_service.events import record
+from hdet_service.job_rows import Seen
 from hdet_service.launches import exit_meanings, submission_id
 from hdet_service.logs import Logs, split_id
 from hdet_service.metrics import REPLICA_FAILURES, add_counts, one
@@ -44,7 +47,7 @@ from hdet_service.states import ACTIVE, TERMINAL, Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, Transition
 from hdet_service.submission import read_admission
-from hdet_service.transitions import enter
+from hdet_service.transitions import ENTERED, enter
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +55,10 @@ _FAILURES = frozenset(REASONS.values()) - {REASONS[DriverExit.COMPLETED]}
 """Reasons with which our own driver ends for good."""
 Choose = Callable[[Session, Job], Step | None]
 
+_IDLE_LOOK_S = 10.0
+"""Between two looks at Ray while nothing of ours should run there."""
 _LAST_WORD_GRACE_S = 30.0
 """A driver that has said its last word is left this long to end."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """An active job as it was before Ray was asked."""
-
-    submission: int
-    is_handed_over: bool
-    """Ray has had its driver."""
 
 
 class Supervision:
@@ -102,8 +98,10 @@ class Supervision:
         """Drivers on Ray's list that no job stands for (any more), by when that was seen first."""
         self._finished: set[str] = set()
         """Drivers that have said their last word."""
-        self._has_looked = False
+        self._next_look_s = 0.0
+        self._next_expiry_s = 0.0
         self._is_ray_silent = False
+        store.on_commit(self._after_commit)
 
     # ---- the clockwork
 
@@ -112,7 +110,7 @@ class Supervision:
         async with self._turn:
             drivers = await self._look()
             await self._admit(drivers)
-            for job_id in await self._store.read(_to_start):
+            for job_id in await self._store.read(job_rows.to_start):
                 await self._advance(job_id, _starts)
             await self._sweep(drivers)
             await self._delete_expired()
@@ -120,8 +118,10 @@ class Supervision:
 
     async def _look(self) -> Mapping[str, DriverState]:
         """Ask Ray, and take every active job on from what it says. Empty if Ray doesn't answer."""
-        seen = await self._store.read(_active)
-        if not seen and self._has_looked and not self._loose:
+        seen = await self._store.read(job_rows.active)
+        now = self._store.clock()
+        is_idle = not seen and not self._loose
+        if is_idle and now < self._next_look_s <= now + _IDLE_LOOK_S:
             return {}
         try:
             drivers = await asyncio.to_thread(self._starter.states)
@@ -130,13 +130,13 @@ class Supervision:
                 logger.warning("Ray does not answer: %s", error)
             self._is_ray_silent = True
             return {}
-        self._is_ray_silent, self._has_looked = False, True
+        self._is_ray_silent, self._next_look_s = False, now + _IDLE_LOOK_S
         await asyncio.to_thread(self._logs.copy_all, drivers)
         for job_id, before in seen.items():
             await self._reconcile(job_id, before, drivers)
         return drivers
 
-    async def _reconcile(self, job_id: str, before: _Seen, drivers: Mapping[str, DriverState]) -> None:
+    async def _reconcile(self, job_id: str, before: Seen, drivers: Mapping[str, DriverState]) -> None:
         sid = submission_id(job_id, before.submission)
         if self.acts.is_starting(sid):
             return  # Ray's list may or may not have it yet
@@ -193,7 +193,8 @@ class Supervision:
         if not drivers:
             return
         active = {
-            submission_id(id, seen.submission) for id, seen in (await self._store.read(_active)).items()
+            submission_id(id, seen.submission)
+            for id, seen in (await self._store.read(job_rows.active)).items()
         }
         now = self._store.clock()
         loose = {sid: self._loose.get(sid, now) for sid in drivers if sid not in active}
@@ -211,15 +212,18 @@ class Supervision:
             await asyncio.to_thread(self._starter.forget, done)
 
     async def _delete_expired(self) -> None:
-        def read(session: Session) -> list[str]:
-            ttl = func.json_extract(Job.spec, "$.ttl_after_finished_s")
-            query = select(Job.id).where(
-                Job.finished_s.is_not(None), ttl.is_not(None), Job.finished_s + ttl <= self._store.clock()
-            )
-            return list(session.scalars(query.limit(50)))
-
-        for job_id in await self._store.read(read):
+        now = self._store.clock()
+        if now < self._next_expiry_s:
+            return
+        ends = await self._store.read(job_rows.expiries)
+        self._next_expiry_s = min((at_s for at_s, _ in ends if at_s > now), default=math.inf)
+        for job_id in (job_id for at_s, job_id in ends if at_s <= now):
             await self._expire(job_id)
+
+    def _after_commit(self, info: Mapping[Any, Any]) -> None:
+        """`Store.on_commit`'s listener, in the writer's thread: one that has ended may expire."""
+        if any(state in TERMINAL for state in info.get(ENTERED, ())):
+            self._next_expiry_s = 0.0
 
     # ---- what is told
 
@@ -306,7 +310,7 @@ class Supervision:
         """Choose a job's step and commit it; None where there is no such job, or no step."""
 
         def write(session: Session) -> Job | None:
-            job = session.get(Job, job_id)
+            job = job_rows.load(session, job_id)
             step = None if job is None else choose(session, job)
             if job is None or step is None:
                 return None
@@ -386,19 +390,7 @@ def _outcome(data: Mapping[str, Any]) -> Outcome:
             return Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=message)
 
 
-def _active(session: Session) -> dict[str, _Seen]:
-    states = [state.value for state in ACTIVE]
-    jobs = session.scalars(select(Job).where(Job.state.in_(states)))
-    return {job.id: _Seen(job.submission, is_handed_over(job)) for job in jobs}
-
-
-def _to_start(session: Session) -> list[str]:
-    query = select(Job.id).where(Job.state == State.STARTING.value, Job.reason == Reason.STARTING.value)
-    query = query.order_by(Job.priority.desc(), Job.id)
-    return list(session.scalars(query))
-
-
 def _would(session: Session, job_id: str, choose: Choose) -> bool:
     """Whether there is a step to take: most ticks there is none, and nothing is written then."""
-    job = session.get(Job, job_id)
+    job = job_rows.load(session, job_id)
     return job is not None and choose(session, job) is not None

@@ -8,8 +8,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from hdet_service.events import record
+from hdet_service.override_rows import end_pending
 from hdet_service.states import TERMINAL, Reason, State, may_follow
 from hdet_service.store.models import Audit, Job, Transition
+
+ENTERED = "entered"
+"""In a session's info: states that jobs have entered in its write."""
 
 
 def enter(session: Session, job: Job, state: State, reason: Reason, message: str, now_s: float) -> None:
@@ -29,6 +33,7 @@ def enter(session: Session, job: Job, state: State, reason: Reason, message: str
         job.finished_s = now_s
         job.wanted = None
         job.not_before_s = None
+        end_pending(session, job.id, f"the job ended as {state.value} before it could apply", now_s)
     if state is not State.RUNNING:
         job.replicas_present = 0  # the next report says how many there are
     if state not in (State.RUNNING, State.DEGRADED):
@@ -49,7 +54,7 @@ def enter(session: Session, job: Job, state: State, reason: Reason, message: str
         },
         now_s,
     )
-    session.info.setdefault("states", []).append((job, before.value))
+    session.info.setdefault(ENTERED, []).append(state)
 
 
 def touch(job: Job, now_s: float) -> None:

@@ -64,7 +64,7 @@ def _hdet(environment: dict[str, str], *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=180.0,
+        timeout=300.0,
     )
     if done.returncode != 0:
         raise RuntimeError(

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 from deploy.tools.pins import KUBERNETES_MINORS
+from hdet_service.settings import Settings
 from tests.deploy.object_schemas import problems
 from tests.deploy.rendering import (
     BIN,
@@ -47,7 +48,8 @@ def test_helm_lints_every_shipped_set_of_values(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@settings(max_examples=100)
+# Each example takes two renderings: a failing one is told as it was drawn, not looked into for minutes.
+@settings(max_examples=100, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(values=value_sets())
 def test_values_drawn_from_the_schema_render_to_valid_objects_twice_the_same(values: dict[str, Any]) -> None:
     first = render_text(values)
@@ -167,6 +169,28 @@ def test_the_controllers_port_is_the_same_everywhere() -> None:
     assert {"name": "hdet", "containerPort": 9000} in head["containers"][0]["ports"]
     assert only(objects, "Service")["spec"]["ports"][0]["targetPort"] == 9000
     assert only(objects, "NetworkPolicy")["spec"]["ingress"][1]["ports"][0]["port"] == 9000
+
+
+@EVERY_FILE
+def test_the_service_takes_the_settings_that_the_chart_gives(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = only(render(file), "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]
+    given = {entry["name"]: entry["value"] for entry in head["initContainers"][0]["env"] if "value" in entry}
+    ours = {name: value for name, value in given.items() if name.startswith("HDET_")}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert {name.removeprefix("HDET_").lower() for name in ours} <= settings.model_fields_set
+    assert settings.storage in ("/checkpoints/runs", "s3://example-bucket/hdet")
+
+
+def test_with_autoscaling_the_chart_leaves_the_number_of_workers_alone() -> None:
+    scaled = only(render({}), "RayCluster")["spec"]["workerGroupSpecs"][0]
+    values = {"autoscaling": {"enabled": False}, "workers": {"min": 3, "max": 3}}
+    fixed = only(render(values), "RayCluster")["spec"]["workerGroupSpecs"][0]
+    assert "replicas" not in scaled
+    assert (fixed["replicas"], fixed["minReplicas"], fixed["maxReplicas"]) == (3, 3, 3)
 
 
 def test_a_further_group_takes_what_it_leaves_out_from_workers() -> None:

@@ -47,6 +47,10 @@ def test_every_service_has_a_health_check() -> None:
     assert [name for name, service in SERVICES.items() if "healthcheck" not in service] == ["head"]
 
 
+def test_ray_has_one_address_only() -> None:
+    assert [SERVICES[name]["networks"] for name in OURS] == [["cluster"], ["cluster"]]
+
+
 def test_nothing_is_published_beyond_this_machine() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 3

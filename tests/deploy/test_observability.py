@@ -32,7 +32,7 @@ from tests.deploy.prometheus_server import (
 )
 from tests.deploy.running_service import kill_a_worker, service
 
-pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
 SCALE = TimeScale(1 / 100)  # ten minutes are six seconds: a group takes longer to restart
 MISSING = "HDETReplicasBelowDesired"
@@ -94,7 +94,7 @@ def _wait_for_round(client: HDETClient, job: str, number: int) -> None:
         _check_goes_on(client, job)
         return client.job(job)["state"] == "RUNNING" and client.schedule(job)["round"] >= number
 
-    wait_for(is_there, f"round {number} of {job}", limit_s=180.0)
+    wait_for(is_there, f"round {number} of {job}", limit_s=300.0)
 
 
 def _wait_for_state(client: HDETClient, job: str, state: str) -> None:
@@ -102,7 +102,7 @@ def _wait_for_state(client: HDETClient, job: str, state: str) -> None:
         _check_goes_on(client, job)
         return client.job(job)["state"] == state
 
-    wait_for(is_there, f"{job} is {state}", limit_s=180.0)
+    wait_for(is_there, f"{job} is {state}", limit_s=300.0)
 
 
 def _check_goes_on(client: HDETClient, job: str) -> None:
@@ -139,7 +139,7 @@ def _roll_back(client: HDETClient, job: str) -> None:
     to = min(checkpoint["round"] for checkpoint in client.checkpoints(job))
     attempt = client.job(job)["attempt"]
     client.rollback(job, to, reason="to see it on the dashboard")
-    wait_for(lambda: client.job(job)["attempt"] > attempt, "a new attempt runs", limit_s=180.0)
+    wait_for(lambda: client.job(job)["attempt"] > attempt, "a new attempt runs", limit_s=300.0)
     _wait_for_round(client, job, to + 10)
 
 

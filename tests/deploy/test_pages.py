@@ -17,7 +17,7 @@ from deploy.tools.chart_readme import documented
 from hdet_ray.cli.main import app
 from tests.deploy.rendering import BIN, CHART, CI_VALUES, NAMESPACE, RELEASE, ROOT, quiet_environment, render
 
-PAGES = [ROOT / "docs/kubernetes.md", ROOT / "docs/security.md"]
+PAGES = [ROOT / "docs" / name for name in ("compose.md", "kubernetes.md", "security.md")]
 NOTES = CHART / "templates/NOTES.txt"
 TEXTS = pytest.mark.parametrize("page", [*PAGES, NOTES], ids=lambda path: path.name)
 
@@ -59,7 +59,7 @@ def test_the_values_that_a_page_shows_render(page: Path) -> None:
     blocks = [block for block in _indented(page.read_text(encoding="utf-8")) if _is_values(block)]
     for block in blocks:
         render(yaml.safe_load(block))
-    assert len(blocks) == {"kubernetes.md": 2, "security.md": 0}[page.name]
+    assert len(blocks) == (2 if page.name == "kubernetes.md" else 0)
 
 
 @TEXTS
@@ -90,9 +90,16 @@ def _commands(group: Any) -> dict[str, Any]:
 
 
 @pytest.mark.deploy
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda path: path.name)
 def test_every_kubectl_and_helm_option_of_a_page_exists(page: Path) -> None:
     assert _unknown_options(page.read_text(encoding="utf-8")) == []
+
+
+def test_every_variable_of_the_compose_file_is_told() -> None:
+    used = re.findall(r"\$\{([A-Z_]+):-", (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    told = (ROOT / "docs/compose.md").read_text(encoding="utf-8")
+    assert used
+    assert [name for name in used if f"`{name}`" not in told] == []
 
 
 @pytest.mark.deploy

@@ -138,7 +138,8 @@ def _settle_public(values: dict[str, Any]) -> None:
     ingress["host"] = (ingress.get("host") or "hdet.example.com") if ingress.get("enabled") else ""
     if ingress.get("enabled") or service.get("type", "ClusterIP") != "ClusterIP":
         values.setdefault("ray", {}).setdefault("auth", {})["mode"] = "token"
-        if not (values["controller"].get("tlsTerminated") or ingress.get("tlsSecret")):
+        has_certificate = ingress.get("enabled") and ingress.get("tlsSecret")
+        if not (values["controller"].get("tlsTerminated") or has_certificate):
             values["controller"]["insecureIKnow"] = True
         if not policy.get("allowFrom"):
             policy["allowExternal"] = True

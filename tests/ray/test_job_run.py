@@ -1,4 +1,4 @@
-"""A run that is a job, on real Ray: its schedule is the controller's, its pause is clean, its way back exact."""
+"""A run that is a job, on real Ray: its schedule is the controller's, its pause clean, its way back exact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.ray.loops import train
 from tests.ray.test_attach import assert_ends_equal, final
 from tests.service.simulated_run import JOB, Service
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 SPEC = {"hdet": {"controller": "fixed", "alpha": 0.1, "sync_every": 40}}
 

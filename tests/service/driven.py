@@ -53,6 +53,11 @@ class Driven:
         controller.supervision.acts.attach(loop)
         return controller
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where the controller runs."""
+        return self._runner.get_loop()
+
     def restart(self) -> None:
         """Another controller on the same database: nothing else is left of the first."""
         self.run(self.controller.stop())

@@ -17,6 +17,7 @@ from typing import Any
 import schemathesis
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
+from schemathesis.python.asgi import shutdown_lifespans
 
 from tests.service.serving import Service, serving
 
@@ -109,20 +110,36 @@ async def _open_runs(service: Service) -> None:
 
 
 def fuzz(home: Path, caller: str | None, max_examples: int) -> Report:
-    """Run all phases with all checks.
+    """Run all phases with all checks against a service in this process.
 
     Args:
         home: Folder of the service.
         caller: Whose token is sent; None sends none.
         max_examples: Cases per operation in the fuzzing phase.
     """
-    config = SchemathesisConfig.from_dict(tomllib.loads(CONFIG.format(max_examples=max_examples)))
     app = Lifespan(home)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
-    if app.service is None:
-        raise RuntimeError("the service was not started")
+    try:
+        schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=_config(max_examples))
+        if app.service is None:
+            raise RuntimeError("the service was not started")
+        return _run(schema, app.service.headers(caller))
+    finally:
+        shutdown_lifespans()
+
+
+def fuzz_url(url: str, token: str, max_examples: int) -> Report:
+    """The same against a service that listens somewhere."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=_config(max_examples))
+    return _run(schema, {"Authorization": f"Bearer {token}"})
+
+
+def _config(max_examples: int) -> SchemathesisConfig:
+    return SchemathesisConfig.from_dict(tomllib.loads(CONFIG.format(max_examples=max_examples)))
+
+
+def _run(schema: Any, headers: dict[str, str]) -> Report:
     schema.hook("map_body")(_with_plain_integers)
-    schema.config.headers = app.service.headers(caller)
+    schema.config.headers = headers
     report = Report()
     for event in from_schema(schema).execute():
         if isinstance(event, events.NonFatalError):

@@ -111,6 +111,11 @@ class PlayedRun:
         self._job_id = job_id
         self._num_replicas = num_replicas
         self._attempt = 1
+        while all(launch.job_id != job_id for launch in service.starter.launches):
+            service.run(service.controller.tick())
+        service.run(
+            service.controller.tick()
+        )  # the service has seen the driver, as with Ray it would long since
         self.state, self.plan = start(config_of(controller or Auto(), total_steps=total_steps), num_replicas)
         self._known = [(self.state, self.plan)]
         self._open()

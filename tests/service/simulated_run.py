@@ -7,7 +7,11 @@ which call what is lost, doubled or delayed.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,6 +47,7 @@ class Service:
         self.path = folder / "hdet.sqlite3"
         self.epoch = 0
         self.now_s = 1000.0
+        shutil.copy(_migrated(), self.path)  # migrating anew for each test takes longer than the test
         self.store = Store.open(self.path, clock=self._clock)
         self.store.write_sync(lambda session: session.add(new_job()))
         self._begin()
@@ -105,6 +110,15 @@ class Service:
     def _clock(self) -> float:
         self.now_s += 0.25
         return self.now_s
+
+
+@functools.cache
+def _migrated() -> Path:
+    """A database with all migrations and nothing in it."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Store.open(folder / "empty.sqlite3").close()
+    return folder / "empty.sqlite3"
 
 
 class Network:
@@ -247,4 +261,3 @@ def new_job(**changes: Any) -> Job:
         **changes,
     }
     return Job(**told)
-

@@ -232,6 +232,35 @@ def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(home: Path, tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["home"], "nothing is left behind"
 
 
+_DISK_IS_FULL = """
+import os, resource, sys
+from pathlib import Path
+from hdet_service.store.backup import backup, restore
+from hdet_service.store.errors import StoreError
+database, archive, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if what == "restore":
+    backup(database, archive)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+try:
+    backup(database, archive) if what == "backup" else restore(archive, database, force=True)
+except StoreError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["backup", "restore"])
+def test_a_disk_that_fills_up_leaves_everything_as_it_was(home: Path, tmp_path: Path, what: str) -> None:
+    path = home / "hdet.sqlite3"
+    before = path.read_bytes()
+    child = start_child(_DISK_IS_FULL, path, tmp_path / "b.tar.gz", what)
+    assert read_line(child) in ("StoreFullError", "StoreIOError")
+    child.communicate(timeout=10)
+    assert path.read_bytes() == before
+    left = {file.name for file in (*tmp_path.iterdir(), *home.iterdir())}
+    made = {"b.tar.gz"} if what == "restore" else set()
+    assert left == {"home", "hdet.sqlite3", "hdet.sqlite3.lock", "logs", "packages", "token"} | made
+
+
 # ---- archives that must not be believed
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
 import re
 import stat
+import threading
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,9 +19,10 @@ import pytest
 
 from hdet_ray.config import Auto, Fixed, Paper
 from hdet_ray.exceptions import ConfigError
-from hdet_service import controller_settings
+from hdet_service import controller_settings, reading
 from hdet_service.limits import RequestRates
-from hdet_service.problems import PROBLEMS, TooMany
+from hdet_service.problems import PROBLEMS, TooMany, Unavailable
+from hdet_service.readiness import Readiness
 from hdet_service.schemas import JobSpec
 from hdet_service.store.errors import StoreBusyError, StoreFullError
 from tests.service.serving import OPERATOR, SPEC, SUBMITTER, Served
@@ -124,7 +127,6 @@ def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> Non
     assert _ask(served, "POST", "/v1/jobs", content=body, headers=JSON_TYPE).status_code == 422
 
 
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -198,6 +200,16 @@ def test_a_body_above_the_cap_is_refused_before_it_was_read(served: Served) -> N
         served, "POST", "/v1/jobs", content=b"{}", headers={**JSON_TYPE, "Content-Length": str(10 * MIB)}
     )
     assert announced.status_code == 413
+
+
+def test_a_body_that_does_not_arrive_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BODY_TIMEOUT_S", 0.02)
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    assert _ask(served, "POST", "/v1/jobs", content=stalled(), headers=JSON_TYPE).status_code == 408
 
 
 def test_a_stranger_is_refused_before_the_body_was_read(served: Served) -> None:
@@ -512,6 +524,16 @@ def test_a_bucket_fills_again_and_a_clock_that_steps_back_takes_nothing() -> Non
     rates.take("a")
 
 
+def test_requests_are_counted_by_route_and_never_by_path(served: Served) -> None:
+    job_id = _submit(served, SPEC).json()["id"]
+    _ask(served, "GET", f"/v1/jobs/{job_id}")
+    _ask(served, "GET", "/v1/no-such-thing")
+    metrics = _ask(served, "GET", "/metrics").text
+    assert 'hdet_http_requests_total{method="GET",route="/v1/jobs/{job_id}",status="200"}' in metrics
+    assert 'hdet_http_requests_total{method="GET",route="unmatched",status="404"}' in metrics
+    assert "no-such-thing" not in metrics
+
+
 def test_answers_carry_headers_that_keep_browsers_careful(served: Served) -> None:
     headers = _ask(served, "GET", "/v1/whoami").headers
     assert headers["x-content-type-options"] == "nosniff"
@@ -552,9 +574,43 @@ def test_problems_have_types_of_their_own() -> None:
     assert all(re.fullmatch(r"[a-z-]+", slug) for slug in slugs)
 
 
+def test_many_probes_ask_ray_once_and_a_silent_ray_holds_one_thread(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hdet_service.readiness.WITHIN_S", 0.05)
+    asked = 0
+    answers = threading.Event()
+
+    class SilentRay:
+        def is_ready(self) -> bool:
+            nonlocal asked
+            asked += 1
+            return answers.wait(10)
+
+    now = 0.0
+    readiness = Readiness(served.service.controller.store, SilentRay(), clock=lambda: now)
+
+    async def probe() -> list[Any]:
+        return await asyncio.gather(*(readiness.check() for _ in range(20)), return_exceptions=True)
+
+    async def probes() -> list[list[Any]]:
+        nonlocal now
+        silent = await probe()
+        now += 2.0
+        still_silent = await probe()
+        answers.set()
+        now += 2.0
+        return [silent, still_silent, await probe()]
+
+    silent, still_silent, ready = served.run(probes())
+    assert all(isinstance(one, Unavailable) for one in (*silent, *still_silent))
+    assert ready == [None] * 20
+    assert asked == 1
+
+
 def test_a_service_without_ray_is_not_ready(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.service.starter, "is_ready", lambda: False)
-    served.service.app.state.ready_until = 0.0
+    served.service.app.state.readiness = Readiness(served.service.controller.store, served.service.starter)
     answer = _ask(served, "GET", "/readyz", None)
     assert answer.status_code == 503
     assert answer.json()["reason"] == "ray"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -52,9 +52,6 @@ def done(*arguments: str | Path) -> str:
 def played(service: Served, client: HDETClient, name: str, **run: Any) -> tuple[str, PlayedRun]:
     """A job with that name, and its run, opened."""
     job_id = client.submit({"name": name, **SPEC})["id"]
-    for event in client.follow_events(job_id):
-        if event["data"].get("state") == "STARTING":
-            break
     return job_id, PlayedRun(service, job_id, **run)
 
 
@@ -222,12 +219,19 @@ def test_a_watch_prints_each_round_and_ends_with_the_job(service: Served, client
 
 
 class Watching:
-    """`hdet watch` in a process of its own, read line by line."""
+    """`hdet watch` in a process of its own, read line by line; ends with the block."""
 
     def __init__(self, job: str) -> None:
         program = [sys.executable, "-u", "-m", "hdet_ray.cli.main", "watch", job]
         self._process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
         self._seen = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def read_until(self, words: str) -> None:
         """Wait for a line with these words."""
@@ -251,10 +255,10 @@ def rounds_in(text: str) -> list[int]:
 def test_a_watch_that_begins_early_sees_each_round_once(service: Served, client: HDETClient) -> None:
     _, run = played(service, client, "early")
     run.advance(2)
-    watching = Watching("early")
-    watching.read_until("round   1")
-    run.finish()
-    code, text = watching.end()
+    with Watching("early") as watching:
+        watching.read_until("round   1")
+        run.finish()
+        code, text = watching.end()
     assert (code, rounds_in(text)) == (0, list(range(run.state.round)))
     assert "SUCCEEDED" in text
 
@@ -262,11 +266,11 @@ def test_a_watch_that_begins_early_sees_each_round_once(service: Served, client:
 def test_a_watch_follows_a_restart_back_to_its_round(service: Served, client: HDETClient) -> None:
     _, run = played(service, client, "restarted")
     run.advance(6)
-    watching = Watching("restarted")
-    watching.read_until("round   5")
-    run.restart(3)
-    run.finish()
-    code, text = watching.end()
+    with Watching("restarted") as watching:
+        watching.read_until("round   5")
+        run.restart(3)
+        run.finish()
+        code, text = watching.end()
     assert (code, rounds_in(text)) == (0, [*range(6), *range(3, run.state.round)])
     assert "attempt 2" in text
 

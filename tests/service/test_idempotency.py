@@ -47,6 +47,35 @@ def test_200_submissions_at_once_with_20_keys_are_20_jobs(served: Served) -> Non
     assert len(ids) == 20
 
 
+def test_a_repetition_while_the_first_is_still_answered_is_told_to_come_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = served.service.controller.jobs
+    submit = jobs.submit
+
+    async def ask() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        may_go_on = asyncio.Event()
+        has_begun = asyncio.Event()
+
+        async def slow(*args: Any) -> Any:
+            has_begun.set()
+            await may_go_on.wait()
+            return await submit(*args)
+
+        monkeypatch.setattr(jobs, "submit", slow)
+        first = asyncio.create_task(_submit(served, "in-flight"))
+        await has_begun.wait()
+        during = await _submit(served, "in-flight")
+        may_go_on.set()
+        return await first, during, await _submit(served, "in-flight")
+
+    first, during, after = served.run(ask())
+    assert [first.status_code, during.status_code, after.status_code] == [201, 409, 200]
+    assert during.json()["type"] == "urn:hdet:problem:idempotency-in-flight"
+    assert during.headers["retry-after"] == "1"
+    assert after.json()["id"] == first.json()["id"]
+
+
 def test_the_same_key_and_body_get_the_first_answer_again(served: Served) -> None:
     first = served.run(_submit(served, "again"))
     second = served.run(_submit(served, "again"))

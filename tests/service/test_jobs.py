@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from hdet_service.problems import Conflict, Forbidden, IdempotencyMismatch, Invalid, NotFound
 from hdet_service.schemas import JobSpec
-from hdet_service.starter import DriverState, DriverStatus, LaunchRefusedError, StarterError
+from hdet_service.starter import DriverState, DriverStatus, Launch, LaunchRefusedError, StarterError
 from tests.service.driven import BOSS, SAM, SPEC, Driven
 
 
@@ -437,3 +438,22 @@ def test_a_clock_that_steps_back_holds_no_retry_up_for_ever(driven: Driven) -> N
     driven.tick()
     assert len(driven.starter.launches) == 2
     assert driven.state(job_id)[0] == "STARTING"
+
+
+def test_a_driver_whose_job_was_canceled_while_ray_took_it_is_stopped(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = driven.submit()
+    loop, start = driven.loop, driven.starter.start
+
+    def take_slowly(launch: Launch) -> str:
+        cancel = driven.controller.jobs.cancel(job_id, SAM)
+        asyncio.run_coroutine_threadsafe(cancel, loop).result()
+        return start(launch)
+
+    monkeypatch.setattr(driven.starter, "start", take_slowly)
+    driven.tick()
+    driven.tick()
+    driven.tick()
+    assert driven.state(job_id) == ("CANCELED", "Canceled")
+    assert [status.status for status in driven.starter.states().values()] in ([], [DriverStatus.STOPPED])

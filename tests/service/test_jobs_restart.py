@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +122,9 @@ def test_output_of_jobs_that_are_gone_is_deleted_at_the_next_start(driven: Drive
     driven.restart()
     driven.run(driven.controller.start())
     assert [path.name for path in (driven.home / "logs").iterdir()] == [job_id]
+
+
+def test_a_restarting_controller_does_not_wait_for_torch() -> None:
+    """Ray starts it anew after each death, and what it imports is most of the time until it answers."""
+    code = "import sys, hdet_service.actor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from hdet_ray.config import Auto, Fixed, Paper
 from hdet_ray.core.overrides import Override
 from hdet_ray.core.plan import value_at
+from hdet_ray.train.protocol import ExchangeRequest, request_to_json
 from hdet_service.events import record
 from hdet_service.metrics import (
     METRICS,
@@ -35,6 +37,7 @@ from hdet_service.states import State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, OverrideRow, Transition
 from tests.service.recorded_runs import RecordedRun, stored_lines
+from tests.service.served import PlayedRun, served
 
 NOW_S = 1_800_000_000.0
 GRACE_S = 300.0
@@ -82,8 +85,9 @@ def values_of(metrics: Metrics) -> Values:
     }
 
 
-def value(values: Values, name: str, run: RecordedRun | None = None, **labels: str) -> float:
-    given = labels if run is None else {**labels, "run": run.id}
+def value(values: Values, name: str, run: RecordedRun | str | None = None, **labels: str) -> float:
+    run_id = run.id if isinstance(run, RecordedRun) else run
+    given = labels if run_id is None else {**labels, "run": run_id}
     return values[name, frozenset(given.items())]
 
 
@@ -537,18 +541,6 @@ def test_the_page_lists_the_metrics_that_there_are() -> None:
     ("type", "data", "name", "label"),
     [
         ("override", {"state": "applied"}, "hdet_schedule_overrides_total", {"result": "applied"}),
-        (
-            "state",
-            {"state": "DEGRADED", "reason": "ReplicaLost"},
-            "hdet_replica_failures_total",
-            {"reason": "ReplicaLost"},
-        ),
-        (
-            "state",
-            {"state": "QUEUED", "reason": "DriverLost"},
-            "hdet_replica_failures_total",
-            {"reason": "DriverLost"},
-        ),
         ("audit", {"action": "rollback"}, "hdet_rollbacks_total", {}),
     ],
 )
@@ -560,10 +552,36 @@ def test_an_event_counts_in_the_write_that_records_it(
     assert value(values_of(metrics), name, run, **label) == 1
 
 
-def test_a_stop_and_a_normal_state_are_no_failures(store: Store, metrics: Metrics) -> None:
-    run = RecordedRun(store, "a")
-    for data in ({"state": "STOPPING", "reason": "ReplicaLost"}, {"state": "RUNNING", "reason": "Running"}):
-        store.write_sync(lambda s, data=data: record(s, "a", "state", data, NOW_S) and None)
-    values = values_of(metrics)
-    assert sum(n for (name, _), n in values.items() if name == "hdet_replica_failures_total") == 0
-    assert value(values, "hdet_rollbacks_total", run) == 0
+def test_the_real_service_counts_what_happens_to_a_run(tmp_path: Path) -> None:
+    with served(tmp_path, silence_timeout_s=3600) as service:
+        headers = {"Authorization": f"Bearer {service.token}"}
+        client = httpx.Client(base_url=service.url, headers=headers, timeout=30)
+        spec = {"name": "x", "entrypoint": "byte_lm", "replicas": {"min": 3, "max": 3}}
+        job_id = client.post("/v1/jobs", json=spec).json()["id"]
+        service.run(service.controller.tick())
+        run = PlayedRun(service, job_id, controller=FAN)
+        run.advance(2)
+        override = {"hparam": "lr", "op": "scale", "value": 0.5, "reason": "test"}
+        path = f"/v1/jobs/{job_id}/schedule/overrides"
+        assert client.post(path, json=override, headers={"If-Match": "*"}).status_code == 202
+        run.advance(2)
+        stale = ExchangeRequest(job=job_id, attempt=0, submission=1, round=4, report={})
+        answer = service.run(service.controller.call("exchange", request_to_json(stale)))
+        assert answer["status"] == "fenced"
+        text = client.get("/metrics").text
+        client.close()
+    values = {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+    assert value(values, "hdet_schedule_overrides_total", job_id, result="accepted") == 1
+    assert value(values, "hdet_schedule_overrides_total", job_id, result="applied") == 1
+    assert value(values, "hdet_override_active", job_id) == 1
+    assert value(values, "hdet_sync_failures_total", job_id, reason="fenced") == 1
+    assert value(values, "hdet_sync_failures_total", job_id, reason="late") == 0
+    assert value(values, "hdet_sync_duration_seconds_count", job_id) == 4
+    assert value(values, "hdet_replicas", job_id, state="present") == 3
+    assert value(values, "hdet_job_submissions_total", result="created") == 1
+    posted = {"method": "POST", "route": "/v1/jobs", "status": "201"}
+    assert value(values, "hdet_http_requests_total", **posted) == 1

@@ -106,7 +106,9 @@ def test_the_answers_commands_are_decided_with(begin: Callable[..., Run]) -> Non
 def test_the_runs_own_ledger_replays_with_the_commands_in_it(
     begin: Callable[..., Run], tmp_path: Path
 ) -> None:
-    run = begin(lambda kind, request: Answer(status="ok", epoch=1, commands=(HALF,)[request.get("round") != 1 :]))
+    run = begin(
+        lambda kind, request: Answer(status="ok", epoch=1, commands=(HALF,)[request.get("round") != 1 :])
+    )
     run.train(4)
     replayed = replay(read_ledger((tmp_path / "ledger.jsonl").read_text().splitlines()))
     assert replayed.departure is None
@@ -287,7 +289,14 @@ def test_a_state_is_adopted_only_where_nothing_else_helps() -> None:
     outbox = Outbox(Identity(job="j", attempt=1), transport)
     outbox.put(due(state, plan))
     outbox.deliver()()
-    assert [kind for kind, _ in transport.calls] == ["exchange", "open", "exchange", "adopt", "exchange", "adopt"]
+    assert [kind for kind, _ in transport.calls] == [
+        "exchange",
+        "open",
+        "exchange",
+        "adopt",
+        "exchange",
+        "adopt",
+    ]
     # It decides otherwise than the run did: it takes what the run has become.
     assert transport.calls[-1][1]["state"]["state"]["round"] == 1
     assert outbox.is_idle

@@ -13,15 +13,15 @@ import plotly.graph_objects
 import pytest
 
 from hdet_ray.cli.charts_plotly import panels_of
-from hdet_ray.cli.history import History
 from hdet_ray.cli.report import write_report
-from hdet_ray.cli.series import Reference, ReportSeries, series_of
 from hdet_ray.cli.summary import headline
 from hdet_ray.cli.verdict import Verdict
 from hdet_ray.config import Fixed, Paper
 from hdet_ray.core.plan import value_at
 from hdet_ray.core.replay import read_ledger
 from hdet_ray.exceptions import LedgerError
+from hdet_ray.view.history import History
+from hdet_ray.view.series import Reference, ReportSeries, series_of
 from tests.unit.synthetic_ledger import BEST_RATE, bowl, ledger_lines
 
 

@@ -30,7 +30,9 @@ class Retries:
         self, *, attempt: int, status: int, is_repeatable: bool, retry_after_s: float | None
     ) -> float | None:
         """Seconds until the next call, or None where the answer stands."""
-        if status not in _PASSING or not is_repeatable or attempt >= self.max_attempts:
+        # A conflict that says when to come again: the first call with the same key is still being answered.
+        is_passing = status in _PASSING or (status == 409 and retry_after_s is not None)
+        if not is_passing or not is_repeatable or attempt >= self.max_attempts:
             return None
         if retry_after_s is not None:
             return retry_after_s if retry_after_s <= self.max_wait_s else None

@@ -7,7 +7,7 @@ one says is where things stand.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 HEARTBEAT_S = 10.0
@@ -23,7 +23,7 @@ async def changes(
     *,
     heartbeat_s: float = HEARTBEAT_S,
     calm_s: float = CALM_S,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The version of a page, at once and whenever it may have changed.
 
     Args:
@@ -33,6 +33,8 @@ async def changes(
         heartbeat_s: A sign of life at least this often, in seconds.
         calm_s: Time between two changes that are told, at least.
     """
+    if bus.is_closed:  # the service is stopping: the browser tries again until it is back
+        return
     with bus.subscribe(job_id) as news:
         yield _event("version", await version())
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hdet_ray.cli.numbers import loss_text
+from hdet_ray.view.numbers import loss_text
 from hdet_service.console.layers import (
     Layers,
     at,

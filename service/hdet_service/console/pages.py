@@ -68,6 +68,8 @@ class Tile:
     name: str
     value: str
     hint: str = ""
+    at_s: float | None = None
+    """The value is how long ago this was."""
 
 
 def jobs_page(
@@ -100,6 +102,7 @@ def jobs_page(
         ],
         "shows_owner": who.sees_all_jobs,
         "is_first_page": before is None,
+        "now_s": now_s,
     }
 
 
@@ -111,6 +114,7 @@ def _row(job: Job, now_s: float) -> dict[str, Any]:
         **_standing(job),
         "created": sentences.time_text(job.created_s),
         "age": sentences.ago_text(job.created_s, now_s),
+        "at_s": job.created_s,
     }
 
 
@@ -142,6 +146,7 @@ def job_page(session: Session, job: Job, records: RunRecords, now_s: float) -> d
     return {
         "job": {"id": job.id, "name": job.name, "owner": job.owner, **_standing(job)},
         "version": version_of(session, job),
+        "now_s": now_s,
         "tiles": _tiles(job, record, now_s),
         "charts": charts_of(record) if record is not None else [],
         "notes": _notes(record),
@@ -187,7 +192,8 @@ def _tiles(job: Job, record: RunRecord | None, now_s: float) -> list[Tile]:
     loss = record.rounds[-1].loss if record.rounds else None
     tiles.append(Tile(name="training loss", value=loss_text(loss), hint="newest round"))
     last = sentences.ago_text(job.last_report_s, now_s)
-    tiles.append(Tile(name="last report", value=last, hint=_checkpoint(job, now_s)))
+    hint = _checkpoint(job, now_s)
+    tiles.append(Tile(name="last report", value=last, hint=hint, at_s=job.last_report_s))
     tiles.append(Tile(name="attempt", value=str(job.attempt), hint=_failures(job)))
     return tiles
 
@@ -289,6 +295,7 @@ def _events(session: Session, job: Job, now_s: float) -> list[dict[str, Any]]:
             "text": sentences.sentence(row.type, row.data),
             "at": sentences.time_text(row.at_s),
             "ago": sentences.ago_text(row.at_s, now_s),
+            "at_s": row.at_s,
             "tone": _tone(row),
         }
         for row in rows

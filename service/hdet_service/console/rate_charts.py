@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hdet_ray.cli.numbers import rate_text
 from hdet_ray.core.plan import centre_rate
+from hdet_ray.view.numbers import rate_text
 from hdet_service.console.layers import (
     Layers,
     at,
@@ -42,7 +42,7 @@ def whole_run(record: RunRecord) -> Chart:
     fan = [r for r in record.rounds if not is_search(r) and r.differs]
     if fan:
         points = [(step, rate * min(r.spread), rate * max(r.spread)) for r in fan for step, rate in r.base]
-        layers.append(Area(points=points, css="band-all", label="replicas, lowest to highest"))
+        layers.append(Area(points=points, css="band-all", label="all replicas"))
     if ahead:
         layers.append(Line(points=ahead, css="ahead", label="ahead, if nothing changes"))
     layers.append(Line(points=base, css="base", label="base rate"))
@@ -83,24 +83,20 @@ def candidates(record: RunRecord) -> Chart | None:
 
 
 def around_the_base(record: RunRecord) -> Chart | None:
-    """Who trained above and who below the base in the newest rounds of a fan-out."""
+    """Who trained above and who below the base in the newest rounds of a fan-out; None of many replicas."""
     fan = [r for r in record.rounds if not is_search(r) and r.differs][-_NEWEST_ROUNDS:]
-    if not fan:
+    if not fan or any(r.is_many for r in fan):
         return None
     ends = [m for r in fan for m in r.spread]
-    reach = max(abs(m - 1) for m in ends) or 1.0
     count = max(r.num_replicas for r in fan)
-    is_many = any(r.is_many for r in fan)
     note = "Each replica's rate over the base rate; who has which is drawn anew every round."
-    if is_many:
-        note = f"Rates of {count} replicas over the base rate, as quantiles."
     return Chart(
         name="fan",
         title="Replicas around the base",
         note=note + (f" The newest {len(fan)} rounds." if len(fan) == _NEWEST_ROUNDS else ""),
         x=Axis(low=fan[0].step, high=fan[-1].end_step),
-        y=axis_around([*ends, 1.0], margin=0.1) if is_many else Axis(low=-0.5, high=count - 0.5),
-        layers=bands([partial(_held, r) for r in fan]) if is_many else _cells(fan, reach),
+        y=Axis(low=-0.5, high=count - 0.5),
+        layers=_cells(fan, max(abs(m - 1) for m in ends) or 1.0),
         hover=_fan_hover(fan),
         summary=f"Rates lie between {min(ends):.3f} and {max(ends):.3f} of the base.",
     )
@@ -172,11 +168,6 @@ def _tried(record: RoundRecord, quantile: int) -> list[Point]:
 
 def _tried_by(record: RoundRecord, replica: int) -> list[Point]:
     return [(step, rate * record.spread[replica]) for step, rate in record.base]
-
-
-def _held(record: RoundRecord, quantile: int) -> list[Point]:
-    value = at(record.spread, quantile)
-    return [(record.step, value), (record.end_step, value)]
 
 
 def _title(record: RoundRecord, step: float) -> str:

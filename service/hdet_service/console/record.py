@@ -101,9 +101,14 @@ class _Kept:
 
 
 class RunRecords:
-    """Reads runs; what it has made of a round it keeps, for the runs that were looked at last."""
+    """Reads runs; what it has made of a round it keeps, for the runs that were looked at last.
 
-    def __init__(self) -> None:
+    Args:
+        max_rounds: Of one run, at most about so many are shown.
+    """
+
+    def __init__(self, max_rounds: int = MAX_ROUNDS) -> None:
+        self._max_rounds = max_rounds
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._lock = Lock()
         self.lines_read = 0
@@ -126,7 +131,8 @@ class RunRecords:
     ) -> RunRecord:
         kept = self._kept_of(job.id)
         chain = _chain(session, job.id)
-        chosen = _chosen(sorted(chain), plan.num_replicas)
+        stride = self._stride(len(chain), plan.num_replicas)
+        chosen = _chosen(sorted(chain), stride)
         missing = [r for r in chosen if (chain[r], r) not in kept.records]
         newest_round = max(chain, default=None)
         wanted = {*missing, *(r - 1 for r in missing), *(() if newest_round is None else (newest_round,))}
@@ -147,9 +153,16 @@ class RunRecords:
             state=state,
             plan=plan,
             rounds=tuple(kept.records[chain[r], r] for r in chosen if (chain[r], r) in kept.records),
-            stride=_stride(len(chain), plan.num_replicas),
+            stride=stride,
             newest=None if newest is None else from_json(RoundReport, newest["report"]),
         )
+
+    def _stride(self, num_rounds: int, num_replicas: int) -> int:
+        most = max(_MIN_ROUNDS, _ROUNDS_TIMES_REPLICAS // max(num_replicas, 1))
+        stride = 1
+        while num_rounds > min(most, self._max_rounds) * stride:
+            stride *= 2
+        return stride
 
     def _kept_of(self, job_id: str) -> _Kept:
         with self._lock:
@@ -232,17 +245,8 @@ def _chain(session: Session, job_id: str) -> dict[int, int]:
     return dict(rows.all())
 
 
-def _stride(num_rounds: int, num_replicas: int) -> int:
-    most = min(MAX_ROUNDS, max(_MIN_ROUNDS, _ROUNDS_TIMES_REPLICAS // max(num_replicas, 1)))
-    stride = 1
-    while num_rounds > most * stride:
-        stride *= 2
-    return stride
-
-
-def _chosen(rounds: Sequence[int], num_replicas: int) -> list[int]:
-    """Which rounds are shown: powers of two, so that a longer run goes on with what was read before."""
-    stride = _stride(len(rounds), num_replicas)
+def _chosen(rounds: Sequence[int], stride: int) -> list[int]:
+    """Which rounds are shown: by powers of two, so that a longer run goes on with what was read before."""
     newest = rounds[-1:]
     return [r for r in rounds if r % stride == 0 or r < _SEARCH_ROUNDS or r in newest]
 

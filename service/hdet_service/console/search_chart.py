@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from hdet_ray.cli.history import History
-from hdet_ray.cli.numbers import loss_text, rate_text
-from hdet_ray.cli.series import SearchSeries, Trial, series_of
 from hdet_ray.core.state import ScheduleState
+from hdet_ray.view.history import History
+from hdet_ray.view.numbers import loss_text, rate_text
+from hdet_ray.view.series import SearchSeries, Trial, series_of
 from hdet_service.console.layers import Layers, robust
 from hdet_service.console.svg import Axis, Chart, Dots, Hover, Line, Rule, axis_around
 

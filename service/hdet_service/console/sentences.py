@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from hdet_ray.cli.numbers import duration_text, loss_text, rate_text
+from hdet_ray.view.numbers import duration_text, loss_text, rate_text
 
 HIDDEN = frozenset({"round"})
 """Events that charts tell better than a list."""

@@ -29,8 +29,8 @@ class SyncFailure(StrEnum):
     """Controller and worker held different states; the worker's was taken."""
     FENCED = "fenced"
     """An attempt that a newer one has replaced still reported."""
-    COLLECTIVE = "collective"
-    """Ranks could not finish a boundary together, and the group went down."""
+    INTERRUPTED = "interrupted"
+    """The group went down before it got to the boundary, or at it."""
 
 
 class OverrideResult(StrEnum):

@@ -21,7 +21,7 @@ import re
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import exists, select
 from sqlalchemy.dialects.sqlite import insert
@@ -32,11 +32,9 @@ from hdet_ray.core.plan import Plan
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState
 from hdet_service.metrics.catalogue import (
-    FAILURE_REASONS,
     OVERRIDES,
     QUARANTINES,
     RECOVERY_DURATION,
-    REPLICA_FAILURES,
     RESIZES,
     ROLLBACKS,
     SAMPLES,
@@ -48,13 +46,10 @@ from hdet_service.metrics.catalogue import (
     Metric,
 )
 from hdet_service.states import State
-from hdet_service.store.models import Counter, Job, Round, Transition
+from hdet_service.store.models import Counter, Round, Transition
 
 Counts = Mapping[str, float]
 """By how much each counter goes up; keys are what `Counter.name` holds."""
-
-_DOWN = frozenset({State.DEGRADED, State.QUEUED, State.FAILED})
-"""States in which a job stands once its replicas went down."""
 
 _LABEL = re.compile(r'^(?P<name>[a-z_]+)(?:\{(?P<label>[a-z]+)="(?P<value>[^"]*)"\})?$')
 
@@ -126,9 +121,22 @@ def add_counts(session: Session, job_id: str, counts: Counts) -> None:
     )
 
 
+class Standing(Protocol):
+    """What is known of a run before a report: `Job` has it, and any row with these columns."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def last_report_s(self) -> float | None: ...
+
+
 def count_round(
     session: Session,
-    job: Job,
+    job: Standing,
     *,
     finished: Plan,
     report: RoundReport,
@@ -176,13 +184,11 @@ def counts_of_round(
 def counts_of_event(type: str, data: Mapping[str, Any]) -> dict[str, float]:
     """What an event adds that is recorded in the same transaction; most add nothing.
 
-    Rounds are counted from their reports, so their own events are none of these.
+    Rounds are counted from their reports, and failures with the step that follows from them, so their own
+    events are none of these.
     """
     if type == "override" and data.get("state") in OVERRIDES.values:
         return one(OVERRIDES, data["state"])
-    if type == "state" and data.get("reason") in FAILURE_REASONS:
-        # Stopping keeps the reason of what it stops.
-        return one(REPLICA_FAILURES, data["reason"]) if data.get("state") in _DOWN else {}
     if type == "audit" and data.get("action") == "rollback":
         return one(ROLLBACKS)
     return {}
@@ -194,7 +200,7 @@ def _resized(before: int, after: int | None) -> dict[str, float]:
     return one(RESIZES, Direction.UP if after > before else Direction.DOWN)
 
 
-def _of_restart(session: Session, job: Job, num_replicas: int, at_s: float) -> dict[str, float]:
+def _of_restart(session: Session, job: Standing, num_replicas: int, at_s: float) -> dict[str, float]:
     """What an attempt's first report adds: how long there was none, and how many replicas came back."""
     counts: dict[str, float] = {}
     if job.last_report_s is not None and not _was_paused(session, job.id, job.last_report_s):
@@ -209,7 +215,7 @@ def _of_restart(session: Session, job: Job, num_replicas: int, at_s: float) -> d
     return counts | _resized(len(teams), num_replicas) if teams else counts
 
 
-def _is_first_of_attempt(session: Session, job: Job) -> bool:
+def _is_first_of_attempt(session: Session, job: Standing) -> bool:
     has_one = exists().where(Round.job_id == job.id, Round.attempt == job.attempt)
     return not session.execute(select(has_one)).scalar()
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from hdet_service.access import Anyone, Operator
 from hdet_service.api_models import AuditPage, DrainAnswer, NewToken, TokenPage, Whoami
 from hdet_service.auth import Role
-from hdet_service.describing import Body, Good, described
+from hdet_service.describing import Good, described, json_body
 from hdet_service.job_view import rfc3339
 from hdet_service.paging import PageQuery, page, page_limit, page_start
 from hdet_service.reading import body, query
@@ -68,7 +68,7 @@ async def list_tokens(
             )
         ],
         also=[409],
-        body=Body(name="NewTokenRequest", example={"name": "ci", "role": "submitter"}),
+        body=json_body("NewTokenRequest", {"name": "ci", "role": "submitter"}),
     ),
 )
 async def create_token(
@@ -131,7 +131,7 @@ async def read_audit(
                 example={"draining": True, "jobs": ["01JQ7Z3X4M0000000000000000"]},
             )
         ],
-        body=Body(name="Drain", example={"draining": True, "reason": "upgrade"}, is_required=False),
+        body=json_body("Drain", {"draining": True, "reason": "upgrade"}, is_required=False),
     ),
 )
 async def drain(

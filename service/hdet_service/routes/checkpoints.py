@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 
 from fastapi import APIRouter, Request
@@ -15,7 +14,7 @@ from hdet_service.examples import CHECKPOINT
 from hdet_service.ownership import readable
 from hdet_service.problems import Conflict, NotFound
 from hdet_service.reading import path_number
-from hdet_service.saved import chunks_of, exported, list_saved, saved_at
+from hdet_service.saved import chunks_of
 from hdet_service.schemas import MAX_COUNT
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -40,7 +39,7 @@ _WEIGHTS = "application/octet-stream"
 async def read_checkpoints(request: Request, job_id: str, who: Reader) -> Response:
     """As they lie in the job's storage now."""
     job = await readable(request, job_id, who)
-    found = await asyncio.to_thread(list_saved, job.storage_path)
+    found = await request.app.state.storage.checkpoints(job.storage_path)
     return JSONResponse({"items": [saved.to_json() for saved in found], "next": None})
 
 
@@ -63,12 +62,12 @@ async def export_checkpoint(request: Request, job_id: str, who: Reader) -> Respo
     """404 for a round without a checkpoint; 409 for one that is damaged."""
     round = path_number(request, "round", MAX_COUNT)
     job = await readable(request, job_id, who)
+    storage = request.app.state.storage
     try:
-        saved = await asyncio.to_thread(saved_at, job.storage_path, round)
+        saved = await storage.checkpoint(job.storage_path, round)
     except Conflict as error:
         raise NotFound(error.detail) from error
-    scratch = request.app.state.controller.settings.home / "exports"
-    file = await asyncio.to_thread(exported, saved, scratch)
+    file = await storage.weights(saved)
     return StreamingResponse(
         chunks_of(file),
         media_type=_WEIGHTS,

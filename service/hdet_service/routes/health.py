@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from sqlalchemy import text
 
 from hdet_service.access import Scraper
 from hdet_service.api_models import Health
 from hdet_service.api_page import render_api_page
 from hdet_service.describing import Good, described
 from hdet_service.metrics import CONTENT_TYPE
-from hdet_service.problems import Unavailable
-from hdet_service.store.errors import StoreError
 
 router = APIRouter(tags=["service"])
-
-READY_WITHIN_S = 5.0
-_READY_FOR_S = 1.0
-"""An answer of Ray's is good for this long: probes by strangers must not become calls to Ray."""
 
 
 @router.get(
@@ -47,26 +37,8 @@ async def healthz() -> Response:
 )
 async def readyz(request: Request) -> Response:
     """Open to anyone. 503 with the reason while something that jobs need does not answer."""
-    state = request.app.state
-    known = getattr(state, "ready_until", 0.0)
-    if time.monotonic() >= known:
-        await _check_ready(state.controller)
-        state.ready_until = time.monotonic() + _READY_FOR_S
+    await request.app.state.readiness.check()
     return JSONResponse({"status": "ready"})
-
-
-async def _check_ready(controller: object) -> None:
-    store, starter = controller.store, controller.starter  # type: ignore[attr-defined]
-    try:
-        async with asyncio.timeout(READY_WITHIN_S):
-            await store.read(lambda session: session.execute(text("SELECT 1")).scalar())
-            is_ready = await asyncio.to_thread(starter.is_ready)
-    except TimeoutError as error:
-        raise Unavailable(f"no answer within {READY_WITHIN_S:g} s; the machine may be overloaded") from error
-    except StoreError as error:
-        raise Unavailable("the database does not answer; the service's log says why") from error
-    if not is_ready:
-        raise Unavailable("Ray does not answer; `hdet up --supervise` brings a lost head back", slug="ray")
 
 
 @router.get(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -12,14 +14,14 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import select
 
 from hdet_service.access import Changer, Reader
-from hdet_service.api_models import JobAnswer, JobDetail, JobPage, JobPreview, ReplicaPage, StateName
+from hdet_service.api_models import JobAnswer, JobDetail, JobPage, JobPreview, ReplicaPage
 from hdet_service.describing import (
     ETAG_HEADER,
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
-    Body,
     Good,
     described,
+    json_body,
 )
 from hdet_service.examples import JOB, SPEC
 from hdet_service.job_view import job_detail, job_view
@@ -28,6 +30,7 @@ from hdet_service.paging import PageQuery, page, page_limit, page_start
 from hdet_service.problems import IdempotencyInFlight
 from hdet_service.reading import QueryBool, body, etags, idempotency_key, query
 from hdet_service.schemas import Action, JobSpec, Strict
+from hdet_service.states import State
 from hdet_service.store.models import Transition
 
 router = APIRouter(prefix="/v1", tags=["jobs"])
@@ -38,7 +41,9 @@ _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[A-Za-z0-9._/-]{0,63}$"
 class JobsQuery(PageQuery):
     """Filters of the list."""
 
-    state: Annotated[list[StateName], Field(max_length=9)] = Field(default_factory=list)
+    state: Annotated[list[Annotated[State, Field(strict=False)]], Field(max_length=9)] = Field(
+        default_factory=list
+    )
     """In one of these states."""
     label: Annotated[list[Annotated[str, StringConstraints(pattern=_LABEL)]], Field(max_length=16)] = Field(
         default_factory=list
@@ -65,10 +70,14 @@ class SubmitQuery(Strict):
                 example=JOB,
                 headers={"Location": "Where the job is read."},
             ),
-            Good(status=200, description="The first answer to this key, or the preview", model=JobPreview),
+            Good(
+                status=200,
+                description="The first answer to this key, or the preview",
+                model=JobAnswer | JobPreview,
+            ),
         ],
         also=[409],
-        body=Body(name="JobSpec", example=SPEC),
+        body=json_body("JobSpec", SPEC),
         query=SubmitQuery,
         parameters=[IDEMPOTENCY_KEY],
     ),
@@ -88,32 +97,30 @@ async def submit_job(
     jobs = request.app.state.controller.jobs
     if asked.dry_run:
         return JSONResponse(await jobs.preview(spec, who))
-    with _in_flight(request, who.name, key):
+    with _answering(request, who.name, key):
         job, is_new = await jobs.submit(spec, who, key, request.state.body_digest)
     return JSONResponse(
         job_view(job), status_code=201 if is_new else 200, headers={"Location": f"/v1/jobs/{job.id}"}
     )
 
 
-class _in_flight:  # noqa: N801  (reads as the statement that it is)
-    """Holds an idempotency key while its first call is answered."""
+@contextmanager
+def _answering(request: Request, owner: str, key: str | None) -> Iterator[None]:
+    """Holds an idempotency key while its first call is answered.
 
-    def __init__(self, request: Request, owner: str, key: str | None) -> None:
-        self._held: set[tuple[str, str]] = request.app.state.keys_in_flight
-        self._key = None if key is None else (owner, key)
-
-    def __enter__(self) -> None:
-        if self._key is None:
-            return
-        if self._key in self._held:
-            raise IdempotencyInFlight(
-                f"the first call with the key {self._key[1]!r} is still being answered; repeat this one"
-            )
-        self._held.add(self._key)
-
-    def __exit__(self, *_: object) -> None:
-        if self._key is not None:
-            self._held.discard(self._key)
+    Raises:
+        IdempotencyInFlight: it is held.
+    """
+    held: set[tuple[str, str | None]] = request.app.state.keys_in_flight
+    if key is not None and (owner, key) in held:
+        raise IdempotencyInFlight(
+            f"the first call with the key {key!r} is still being answered; repeat this one in a moment"
+        )
+    held.add((owner, key))
+    try:
+        yield
+    finally:
+        held.discard((owner, key))
 
 
 @router.get(
@@ -178,7 +185,7 @@ def _action(verb: str, description: str, also: tuple[int, ...] = ()) -> dict[str
         f"{verb} a job",
         good=[Good(status=202, description=description, model=JobAnswer, example=JOB)],
         also=[404, *also],
-        body=Body(name="Action", example={"reason": "the loss is flat"}, is_required=False),
+        body=json_body("Action", {"reason": "the loss is flat"}, is_required=False),
     )
 
 

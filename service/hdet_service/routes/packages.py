@@ -33,7 +33,7 @@ _EXAMPLE = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
             ),
             Good(status=200, description="It was there already", model=PackageAnswer),
         ],
-        body=Body(name="", example=None, media_types=_MEDIA_TYPES),
+        body=Body(content={kind: {"schema": {"contentMediaType": kind}} for kind in _MEDIA_TYPES}),
         parameters=[
             Parameter(
                 name="sha256",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated, Any
 
@@ -22,16 +21,15 @@ from hdet_service.describing import (
     ETAG_HEADER,
     IF_MATCH,
     OPTIONAL_IF_MATCH,
-    Body,
     Good,
     described,
+    json_body,
 )
 from hdet_service.examples import JOB, OVERRIDE
 from hdet_service.job_view import job_view
 from hdet_service.ownership import changeable, readable
 from hdet_service.paging import PageQuery, page_limit, page_start
 from hdet_service.reading import QueryBool, body, optional_if_match, query, query_int, required_if_match
-from hdet_service.saved import saved_at
 from hdet_service.schemas import MAX_COUNT, AutoPatch, OverrideBody, RollbackBody, Strict
 
 router = APIRouter(prefix="/v1", tags=["schedule"])
@@ -116,7 +114,7 @@ async def read_history(
             Good(status=200, description="What would change", model=OverridePreview, headers=_NEW_ETAG),
         ],
         also=[404, 409, 412, 428],
-        body=Body(name="Override", example=OVERRIDE),
+        body=json_body("Override", OVERRIDE),
         query=OverrideQuery,
         parameters=[IF_MATCH],
     ),
@@ -186,7 +184,7 @@ async def remove_override(request: Request, job_id: str, override_id: str, who: 
         "Back to a round",
         good=[Good(status=202, description="A new attempt starts from there", model=JobAnswer, example=JOB)],
         also=[404, 409],
-        body=Body(name="Rollback", example={"round": 12, "reason": "the rate was too high"}),
+        body=json_body("Rollback", {"round": 12, "reason": "the rate was too high"}),
     ),
 )
 async def roll_back(
@@ -198,7 +196,7 @@ async def roll_back(
     """Schedule and checkpoint of that round; 409 where it has no checkpoint."""
     controller = request.app.state.controller
     job = await changeable(request, job_id, who)
-    await asyncio.to_thread(saved_at, job.storage_path, given.round)
+    await request.app.state.storage.checkpoint(job.storage_path, given.round)
     job = await controller.jobs.rollback(job_id, given.round, who, given.reason)
     return JSONResponse(job_view(job), status_code=202)
 
@@ -216,7 +214,7 @@ async def roll_back(
             )
         ],
         also=[404, 409, 412],
-        body=Body(name="AutoPatch", example={"hparam": "lr", "frozen": True}),
+        body=json_body("AutoPatch", {"hparam": "lr", "frozen": True}),
         parameters=[OPTIONAL_IF_MATCH],
     ),
 )

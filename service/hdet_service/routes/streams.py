@@ -34,12 +34,13 @@ _EVENT = {
 }
 
 
-def _last_event_id(pattern: str) -> Parameter:
+def _last_event_id(pattern: str, example: str) -> Parameter:
     return Parameter(
         name="Last-Event-ID",
         place="header",
         description="For a stream: the last id that arrived; it goes on right behind it.",
         schema={"type": "string", "pattern": pattern},
+        example=example,
     )
 
 
@@ -57,7 +58,7 @@ def _last_event_id(pattern: str) -> Parameter:
         ],
         also=[400, 404, 406],
         query=PageQuery,
-        parameters=[_last_event_id(sse.EVENT_ID)],
+        parameters=[_last_event_id(sse.EVENT_ID, "7")],
     ),
 )
 async def read_events(request: Request, job_id: str, who: Reader, asked: _ASKED) -> Response:
@@ -90,7 +91,7 @@ async def read_events(request: Request, job_id: str, who: Reader, asked: _ASKED)
         ],
         also=[400, 404, 406],
         query=PageQuery,
-        parameters=[_last_event_id(sse.LOG_ID)],
+        parameters=[_last_event_id(sse.LOG_ID, "1:42")],
     ),
 )
 async def read_logs(request: Request, job_id: str, who: Reader, asked: _ASKED) -> Response:

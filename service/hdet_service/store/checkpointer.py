@@ -18,13 +18,15 @@ EVERY_S = 1.0
 MAX_LOG_PAGES = 8192
 """32 MiB: where a busy writer never leaves a gap to begin the log anew, it is made to wait for one."""
 
+_PATIENCE_S = 0.1
+"""For that gap, in seconds: the writer waits as long, if a slow reader (a backup) is still on the log."""
+
 
 class Checkpointer:
     """Checkpoints now and then, where there was a commit.
 
     Args:
         path: The database.
-        busy_timeout_s: How long to wait for the writer where the log must begin anew, in seconds.
         every_s: Between two checkpoints, in seconds.
         max_log_pages: Above this the log must begin anew.
     """
@@ -32,12 +34,10 @@ class Checkpointer:
     def __init__(
         self,
         path: Path,
-        busy_timeout_s: float,
         every_s: float = EVERY_S,
         max_log_pages: int = MAX_LOG_PAGES,
     ) -> None:
         self._path = path
-        self._busy_timeout_s = busy_timeout_s
         self._every_s = every_s
         self._max_log_pages = max_log_pages
         self._has_commits = False
@@ -66,7 +66,7 @@ class Checkpointer:
                     self._has_commits = True
 
     def _checkpoint(self) -> None:
-        with closing(sqlite3.connect(self._path, timeout=self._busy_timeout_s)) as connection:
+        with closing(sqlite3.connect(self._path, timeout=_PATIENCE_S)) as connection:
             connection.execute("PRAGMA synchronous=FULL")
             _, num_pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if num_pages > self._max_log_pages:

@@ -63,12 +63,13 @@ class Store:
         self._is_closed = False
         self._reading = _engine(path, "BEGIN", busy_timeout_s, pool_size=NUM_READERS, is_reader=True)
         self._writing = _engine(path, "BEGIN IMMEDIATE", busy_timeout_s, pool_size=1)
+        # Before any thread starts: this may find the database damaged.
+        self._ids = Ids(clock, newest=self.read_sync(Ids.newest_of))
         self._readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="hdet-store-read")
-        self._checkpointer = Checkpointer(path, busy_timeout_s, checkpoint_every_s)
+        self._checkpointer = Checkpointer(path, checkpoint_every_s)
         self._writer = Writer(
             self._writing, path, group_writes=group_writes, after_commit=self._checkpointer.note_commit
         )
-        self._ids = Ids(clock, newest=self.read_sync(Ids.newest_of))
 
     @classmethod
     def open(
@@ -105,7 +106,7 @@ class Store:
         lock = DatabaseLock(path, clock)
         try:
             path.touch(mode=0o600, exist_ok=True)  # it holds hashes of tokens: for its owner alone
-            check_known(version_of(path), path)  # before anything of the file is changed
+            check_known(version_of(path, busy_timeout_s), path)  # before anything of the file is changed
             _use_wal(path, busy_timeout_s)
             migrate(path, busy_timeout_s)
             return cls(

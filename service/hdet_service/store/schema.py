@@ -42,7 +42,7 @@ def migrate(path: Path, busy_timeout_s: float, target: str = "head") -> None:
         StoreDamagedError: The data don't fit the new schema; the database stays as it was.
     """
     wanted = head() if target == "head" else target
-    current = version_of(path)
+    current = version_of(path, busy_timeout_s)
     check_known(current, path)
     if current == wanted:
         return
@@ -86,13 +86,13 @@ def _upgrade(path: Path, busy_timeout_s: float, wanted: str) -> None:
             )
 
 
-def version_of(path: Path) -> str | None:
+def version_of(path: Path, busy_timeout_s: float = 5.0) -> str | None:
     """The version of a database's schema; None where the database is empty.
 
     Raises:
         StorePlaceError: It holds another program's tables.
     """
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path, timeout=busy_timeout_s)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
         tables = {name for name in tables if not name.startswith("sqlite_")}
         if not tables:

@@ -3,6 +3,7 @@
 
 const SILENCE_MS = 25_000; // the server speaks every 10 s
 const CALM_MS = 1_000;     // between two looks at the server
+const HIDDEN_MS = 30_000;  // a page that nobody sees gives its stream back: browsers have few a host
 
 // ---------------------------------------------------------------- live
 
@@ -77,16 +78,23 @@ async function refresh(version) {
   return isRead;
 }
 
-function stop(kind) {
+function pause() {
   clearTimeout(silence);
   clearTimeout(retry);
   source?.close();
+  source = null;
+}
+
+function stop(kind) {
+  pause();
   say(kind);
 }
 
 function end() { stop("over"); }
 
 function swap(page) {
+  badge.dataset.now = page.getElementById("live").dataset.now;
+  setClock();
   const focused = document.activeElement?.closest("figure")?.id;
   for (const theirs of page.querySelectorAll("[data-live]")) {
     const ours = document.querySelector(`[data-live="${theirs.dataset.live}"]`);
@@ -104,12 +112,36 @@ function swap(page) {
   replay();
 }
 
+// How long ago things were goes on by the server's clock, also where nothing else happens.
+let ahead = 0;
+
+function setClock() { ahead = Number(badge.dataset.now) - Date.now() / 1000; }
+
+function age() {
+  const now = Date.now() / 1000 + ahead;
+  for (const item of document.querySelectorAll(".ago")) {
+    const seconds = Math.max(0, now - Number(item.dataset.at));
+    const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([size]) => seconds >= size) ?? [1, "s"];
+    const text = seconds < 5 ? "just now" : `${Math.floor(seconds / size)} ${unit} ago`;
+    if (item.textContent !== text) item.textContent = text;
+  }
+}
+
 if (badge) {
+  setClock();
+  setInterval(age, 5_000);
   if ("over" in badge.dataset) say("over");
   else connect();
   addEventListener("online", () => { if (badge.dataset.kind === "off") connect(); });
   addEventListener("offline", () => { if (badge.dataset.kind !== "over") say("off"); });
-  addEventListener("pagehide", () => source?.close());
+  addEventListener("pagehide", pause);
+  let hidden = 0;
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hidden);
+    if (["over", "out"].includes(badge.dataset.kind)) return;
+    if (document.hidden) hidden = setTimeout(pause, HIDDEN_MS);
+    else if (!source) connect();
+  });
   addEventListener("pageshow", event => { if (event.persisted && !("over" in badge.dataset)) connect(); });
 }
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from hdet_ray.cli.history import History, Round
 from hdet_ray.core.plan import RATE, Phase, centre_rate, value_at
 from hdet_ray.core.search import Point, Search, pool
+from hdet_ray.view.history import History, Round
 
 TrialPhase = Literal["scout", "pairs"]
 
