@@ -38,6 +38,10 @@ class CollectiveError(HDETError, RuntimeError):
     """The ranks disagree about what they are about to exchange, or can't exchange it."""
 
 
+class DivergenceError(HDETError, RuntimeError):
+    """Replicas that must be equal bit for bit are not: something but the optimizer changed one of them."""
+
+
 class CheckpointError(HDETError, RuntimeError):
     """A checkpoint is incomplete, of a newer version, or of another model or optimizer."""
 

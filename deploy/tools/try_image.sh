@@ -15,8 +15,8 @@ WORK=${WORK:-/var/tmp/hdet-image}
 BASE=localhost/hdet-stand-in:bookworm
 IMAGE=localhost/hdet-ray:check
 PORT=8470
-READY_TIMEOUT_S=180
-JOB_TIMEOUT_S=300
+READY_TIMEOUT_S=${READY_TIMEOUT_S:-180}
+JOB_TIMEOUT_S=${JOB_TIMEOUT_S:-300}
 
 main() {
   mkdir -p "$WORK"

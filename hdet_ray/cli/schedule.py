@@ -202,12 +202,18 @@ def _steer(
 
 def _settled(client: HDETClient, job_id: str, override: Override) -> Override:
     """The override once it is no longer pending, or the job is over."""
-    for event in client.follow_events(job_id):
-        if override["state"] != "pending":
-            break
+    from hdet_ray.cli.watching import newest_event
+
+    newest = newest_event(client, job_id)
+    override = client.override_state(job_id, override["id"])
+    if override["state"] != "pending":
+        return override
+    for event in client.follow_events(job_id, after=newest):
         if event["type"] in ("override", "round", "state"):
             override = client.override_state(job_id, override["id"])
-    return client.override_state(job_id, override["id"])
+        if override["state"] != "pending":
+            return override
+    return override
 
 
 def _show_preview(preview: dict[str, Any], as_json: bool) -> None:

@@ -55,11 +55,14 @@ def read_job_ledger(client: HDETClient, text: str) -> JobLedger:
         LedgerError: it holds no state yet, or a line is broken.
     """
     job = client.find_job(text)
-    lines: list[str] = []
-    for page in client.history_pages(job["id"]):
-        if not lines:
-            lines.append(json.dumps(_header(page, job["name"])))
-        lines += [json.dumps(_known(item)) for item in page["items"]]
+    start = next(client.history_pages(job["id"], page_size=1)).get("start")
+    if start is None:
+        raise LedgerError(
+            f"job {job['name']!r} has no ledger yet: its processes have not opened the run; let it start"
+        )
+    # What was thinned lies before the start: summaries, which nothing can be decided from.
+    items = client.history(job["id"], from_round=state_from_json(start).round)
+    lines = [json.dumps(start), *(json.dumps(_known(item)) for item in items)]
     return JobLedger(job_id=job["id"], name=job["name"], ledger=read_ledger(lines))
 
 
@@ -92,26 +95,17 @@ class JobTail:
         Raises:
             LedgerError: a round can't be read.
         """
-        for page in self._client.history_pages(self._job_id, from_round=self._due):
-            if self._due is None:
-                if page.get("start") is None:
-                    return
-                state = state_from_json(page["start"])
-                self._due = state.round
-                yield state
-            for data in page["items"]:
-                item = _item(data)
-                self._due, self._attempt = item.round + 1, max(self._attempt, item.attempt)
-                yield item
-
-
-def _header(page: dict[str, Any], name: str) -> dict[str, Any]:
-    header = page.get("start")
-    if not isinstance(header, dict):
-        raise LedgerError(
-            f"job {name!r} has no ledger yet: its processes have not opened the run; let it start"
-        )
-    return header
+        if self._due is None:
+            start = next(self._client.history_pages(self._job_id, page_size=1)).get("start")
+            if start is None:
+                return
+            state = state_from_json(start)
+            self._due = state.round
+            yield state
+        for data in self._client.history(self._job_id, from_round=self._due):
+            item = _item(data)
+            self._due, self._attempt = item.round + 1, max(self._attempt, item.attempt)
+            yield item
 
 
 def _known(item: dict[str, Any]) -> dict[str, Any]:

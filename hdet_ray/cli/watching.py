@@ -67,7 +67,7 @@ def watch_job(client: HDETClient, job: Job, *, as_json: bool) -> bool:
 def _draw(client: HDETClient, job: Job) -> None:
     table, tail = JobTable(job), JobTail(client, job["id"])
     with RoundPrinter(console()) as printer:
-        newest = _newest_event(client, job["id"])
+        newest = newest_event(client, job["id"])
         printer.tell(table, table.standing)
         printer.show(table, tail.poll())
         for event in client.follow_events(job["id"], after=newest):
@@ -87,8 +87,8 @@ def _draw(client: HDETClient, job: Job) -> None:
         printer.leave(table)
 
 
-def _newest_event(client: HDETClient, job_id: str) -> int | None:
-    """What the job's JSON and history, read after this, tell already."""
+def newest_event(client: HDETClient, job_id: str) -> int | None:
+    """Id of the newest event: what is read after this call tells of it and of all before."""
     newest = None
     for event in client.events(job_id, page_size=200):
         newest = event["id"]

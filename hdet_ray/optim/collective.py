@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from hdet_ray.exceptions import CollectiveError, ConfigError, HDETError
 from hdet_ray.optim.buckets import backends_of
-from hdet_ray.optim.mesh import replica_ranks
+from hdet_ray.optim.mesh import current_session, replica_ranks
 
 T = TypeVar("T")
 Teams = Sequence[int | None]
@@ -208,6 +209,11 @@ def _default_or_new(ranks: Sequence[int]) -> dist.ProcessGroup:
 
 def _new_group(ranks: Sequence[int], backend: str | None = None) -> dist.ProcessGroup:
     # Local synchronization: only members call, so several runs can live side by side in one world.
+    timeout_s = current_session().collective_timeout_s
     return dist.new_group(  # type: ignore[no-any-return]
-        sorted(ranks), backend=backend, use_local_synchronization=True
+        sorted(ranks),
+        # A new group does not inherit the default group's timeout: torch's own is 30 minutes.
+        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
+        backend=backend,
+        use_local_synchronization=True,
     )

@@ -24,6 +24,7 @@ class Session:
     mesh: DeviceMesh | None = None
     """``DeviceMesh(("replica", "group"))`` over all ranks."""
     collective_timeout_s: float | None = None
+    """After how many seconds a collective of the run's own groups fails; None leaves torch's default."""
 
 
 class _Sessions:

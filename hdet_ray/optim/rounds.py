@@ -86,6 +86,8 @@ class Rounds:
         self.callbacks: list[Callable[[BoundaryEvent], None]] = []
         self.fact_sources: list[Callable[[], Mapping[str, float]]] = []
         """Asked on every rank at each boundary; what rank 0's tell stands among the report's facts."""
+        self.directive_sources: list[Callable[[], str | None]] = []
+        """Asked on rank 0 at each boundary, where the control asks for nothing; the first answer counts."""
         self._sync = sync
         self._probe = probe
         self._hyperparameters = hyperparameters
@@ -97,6 +99,11 @@ class Rounds:
         self.state, self.plan = start(config, collective.num_replicas, first_step=first_step)
         self._prepare_teams()
         self._enter_plan()
+
+    @property
+    def hyperparameters(self) -> Sequence[BoundHyperparameter]:
+        """What replicas vary beside the rate."""
+        return self._hyperparameters
 
     @property
     def syncs_by_teams(self) -> bool:
@@ -334,6 +341,10 @@ class Rounds:
         distances = [row[0] for row in self.collective.gather_row([distance])]
         return num_bytes, largest(distances[:: self.collective.ranks_per_replica], verdict.weights)
 
+    def _own_directive(self) -> str | None:
+        asked: str | None = getattr(self.control, "directive", None)
+        return asked or next(filter(None, (source() for source in self.directive_sources)), None)
+
     def _facts_of_others(self) -> dict[str, float]:
         return {name: float(value) for source in self.fact_sources for name, value in source().items()}
 
@@ -357,7 +368,7 @@ class Rounds:
                     f"rank 0 could not exchange the report of round {report.round}: {raised}"
                 )
                 error.__cause__ = raised
-        directive = getattr(self.control, "directive", None)
+        directive = self._own_directive() if self.collective.rank == 0 else None
         answer, failed, directive = self.collective.broadcast_object((answer, error is not None, directive))
         if failed:
             self.collective.agree(error)

@@ -6,7 +6,7 @@ its device: no host-device sync, no message, no growth of memory. At a boundary 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from hdet_ray.core.codec import HParamKey
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.state import ScheduleState, state_to_json
 from hdet_ray.exceptions import ConfigError, ScheduleExhaustedError
+from hdet_ray.optim.bound import BoundHyperparameter
 from hdet_ray.optim.bucket_order import bucket_order, replay_bucket_order
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
@@ -90,6 +91,11 @@ class ReplicaScheduler(LRScheduler):
         return self._rounds.collective
 
     @property
+    def hyperparameters(self) -> Sequence[BoundHyperparameter]:
+        """What replicas vary beside the rate."""
+        return self._rounds.hyperparameters
+
+    @property
     def control(self) -> Control:
         """Where reports go and plans come from; assignable before the first step of an attempt."""
         return self._rounds.control
@@ -128,6 +134,10 @@ class ReplicaScheduler(LRScheduler):
         Called on every rank; rank 0's answer stands in the report.
         """
         self._rounds.fact_sources.append(source)
+
+    def on_directive(self, source: Callable[[], str | None]) -> None:
+        """Ask this on rank 0 at each boundary what all ranks shall do there beside the plan."""
+        self._rounds.directive_sources.append(source)
 
     def converge(self) -> None:
         """Make one model of the replicas now, in mid-round; collective. Unhealthy replicas are left out.

@@ -19,7 +19,6 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode
 from torch import nn
 
-from hdet_ray.core.plan import RATE, value_at
 from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RunPaused
 from hdet_ray.optim.control import LocalControl
 from hdet_ray.optim.rounds import BoundaryEvent
@@ -29,7 +28,9 @@ from hdet_ray.train.job_run import JobRun, controller_on_every_rank, settings_on
 from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.ledger import RunLedger
 from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports, has_user_files
+from hdet_ray.train.restored import require_planned_values
 from hdet_ray.train.rng import capture_rng
+from hdet_ray.train.safety import watch_over
 from hdet_ray.train.storage import newest_complete, resolve
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def attach(
 
     Raises:
         ConfigError: Not in a Ray Train worker, a second call, a scheduler without a model, an object
-            without a state_dict, or ``checkpoint_every_rounds`` below 1; on every rank.
+            without a state_dict, ``checkpoint_every_rounds`` below 1, or a storage that not all nodes see;
+            on every rank.
         CheckpointError: The run has checkpoints but none is usable, or they are of another model.
     """
     scheduler.collective.agree(_problem(scheduler, sampler, checkpoint_every_rounds, extra or {}))
@@ -86,6 +88,7 @@ def attach(
     bridge.clear_staged()
     scaler = {} if scheduler.grad_scaler is None else {"grad_scaler": scheduler.grad_scaler}
     attachment = _Attachment(scheduler, bridge, sampler, scaler | dict(extra or {}))
+    watch_over(scheduler, bridge)  # first: replicas are compared before a boundary is saved
     attachment.join_job()
     attachment.resume()
     attachment.open_ledger()
@@ -264,7 +267,6 @@ class _Attachment:
         self._resumed_round = loaded.manifest.round
         schedule = restore(loaded, _model_of(scheduler), scheduler.optimizer, extra=self.extra)
         scheduler.load_state_dict(schedule)
-        _require_planned_rates(scheduler)
         restore_rank(
             loaded,
             collective.rank,
@@ -273,6 +275,7 @@ class _Attachment:
             seed=scheduler.state.config.seed,
             sampler=self.sampler,
         )
+        require_planned_values(scheduler)
         if collective.rank == 0:
             logger.info(
                 "resumed: path=%s round=%d step=%d ranks_then=%d ranks_now=%d",
@@ -316,21 +319,6 @@ def _metrics(event: BoundaryEvent) -> dict[str, Any]:
         for (name, group), value in values.items():
             metrics[f"hdet/{kind}_{name}" + (f"/{group}" if group else "")] = value
     return metrics
-
-
-def _require_planned_rates(scheduler: ReplicaScheduler) -> None:
-    """A restored replica's rates are those of the schedule, whichever rank of how many saved them."""
-    plan, state = scheduler.plan, scheduler.state
-    if plan.shape == "external" or not plan.num_steps:
-        return
-    for index, group in enumerate(scheduler.optimizer.param_groups):
-        planned = value_at(plan, RATE, index, scheduler.collective.replica, state.step)
-        if not math.isclose(float(group["lr"]), planned, rel_tol=1e-6):  # a rate may be a float32 tensor
-            raise CheckpointError(
-                f"group {index} was restored with lr={float(group['lr'])}, the schedule says {planned} for "
-                f"replica {scheduler.collective.replica} at step {state.step}; let nothing but the "
-                "scheduler set rates"
-            )
 
 
 _NOTHING = _Found(ours=None, has_user_files=False)

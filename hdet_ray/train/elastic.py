@@ -34,7 +34,7 @@ def elastic_scaling(given: ScalingConfig, ranks_per_replica: int) -> ScalingConf
         The same, with the minimum raised to one replica: below it Ray waits for workers.
 
     Raises:
-        ConfigError: No number of workers within the range makes a replica, or a fixed number leaves some over.
+        ConfigError: No size within the range makes a replica, or a fixed number leaves workers over.
     """
     sizes = given.num_workers
     if isinstance(sizes, int):
@@ -48,9 +48,7 @@ def elastic_scaling(given: ScalingConfig, ranks_per_replica: int) -> ScalingConf
             "goes on as long as a single worker is left"
         )
     if smallest > largest:
-        raise ConfigError(
-            f"num_workers=({smallest}, {largest}): the minimum is above the maximum; use ({largest}, {smallest})"
-        )
+        raise ConfigError(f"num_workers=({smallest}, {largest}): the minimum is above the maximum; swap them")
     if largest < ranks_per_replica:
         raise ConfigError(
             f"num_workers=({smallest}, {largest}) never makes a replica of ranks_per_replica="
@@ -78,5 +76,7 @@ def recovery_settings(collective_timeout_s: float) -> dict[str, str]:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
         # Ray's default of 600 s leaves a stopped process unseen for ten minutes.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(hang_s),
+        # `ray.train.report` and its like; Ray's default is to wait for ever.
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(hang_s),
         "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     }

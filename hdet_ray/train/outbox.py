@@ -106,6 +106,11 @@ class Outbox:
         return self._is_broken
 
     @property
+    def oldest_round(self) -> int | None:
+        """The first round that was not acknowledged yet."""
+        return self._rounds[0].report.round if self._rounds else None
+
+    @property
     def is_empty(self) -> bool:
         """Nothing is left to deliver."""
         return self._to_open is None and not self._rounds and not self._notes
@@ -215,14 +220,33 @@ class Outbox:
         return None
 
     def _reopen(self, state: ScheduleState) -> None:
+        """Open; where what the controller has doesn't lead here, deliver what is missing first."""
         answer = self._call("open", self._opening(state))
         if answer.status != "resync":
             return
         logger.warning("controller lacks rounds: round=%d cause=%s", state.round, answer.message)
-        if answer.from_round is not None and self._redeliver(answer.from_round, state.round):
-            answer = self._call("open", self._opening(state))
+        first = answer.from_round
+        if first is None or not self._redeliver(first, state.round):
+            first = self._go_back(state.round)
+            if first is not None:
+                self._redeliver(first, state.round)
+        answer = self._call("open", self._opening(state))
         if answer.status == "resync":
             self._call("adopt", self._opening(state))
+
+    def _go_back(self, round: int) -> int | None:
+        """Open at the newest earlier state that the controller knows too; its round, or None.
+
+        Attempts that ended while the controller was away may have parted from what it has long before.
+        """
+        first = None if self._lines is None else self._lines.first_round()
+        if self._lines is None or first is None or first >= round:
+            return None
+        back = [round - 2**power for power in range((round - first).bit_length())]
+        for earlier, state in sorted(self._lines.states({first, *back}).items(), reverse=True):
+            if self._call("open", self._opening(state)).status == "ok":
+                return earlier
+        return None
 
     def _redeliver(self, first: int, end: int) -> bool:
         """Deliver rounds again from the run's own ledger; False where it lacks them or they don't fit."""
@@ -282,6 +306,7 @@ class Outbox:
             epoch_seen=self.epoch_seen,
             state=state_to_json(state),
             num_replicas=self.identity.num_replicas,
+            line=None if self._lines is None else self._lines.signature(state.round - 1),
             storage_path=self.identity.storage_path,
             resumed_round=self.identity.resumed_round,
             host=socket.gethostname(),

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -67,8 +68,6 @@ class Place:
 
     def connect(self, timeout_s: float) -> dist.TCPStore:
         """A client of its own: calls through one client wait for each other."""
-        from datetime import timedelta
-
         return dist.TCPStore(
             self.store_host,
             self.store_port,
@@ -151,9 +150,8 @@ def _take_place(rank: int, num_workers: int, num_ranks: int, host: str, port: in
     _Here.place = Place(
         rank=rank, num_workers=num_workers, num_ranks=num_ranks, store_host=host, store_port=port
     )
-    if num_ranks < num_workers:
-        if rank < num_ranks:
-            local = int(os.environ["LOCAL_WORLD_SIZE"])
-            first = rank - int(os.environ["LOCAL_RANK"])
-            os.environ["WORLD_SIZE"] = str(num_ranks)
-            os.environ["LOCAL_WORLD_SIZE"] = str(min(local, num_ranks - first))
+    if rank < num_ranks < num_workers:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        first = rank - int(os.environ["LOCAL_RANK"])
+        os.environ["WORLD_SIZE"] = str(num_ranks)
+        os.environ["LOCAL_WORLD_SIZE"] = str(min(local, num_ranks - first))

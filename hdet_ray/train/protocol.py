@@ -54,6 +54,9 @@ class OpenRequest:
     state: Mapping[str, Any]
     """`state_to_json`."""
     num_replicas: int
+    line: Mapping[str, Any] | None = None
+    """``{"attempt", "report_digest"}`` of the round before, as the run's own ledger has it: another report
+    may have led to the same state. None where it has none."""
     storage_path: str | None = None
     resumed_round: int | None = None
     """Round of the checkpoint that the attempt was restored from."""

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 30.0
 """How long the end of a run waits for what is still to be delivered."""
 
+CATCH_UP_ROUNDS = 16
+"""Where more is undelivered than so many rounds ago though calls succeed, training waits for the delivery."""
+
 Telemetry = Callable[[], Mapping[str, Any]]
 
 
@@ -78,6 +81,8 @@ class RemoteControl:
         self._telemetry = telemetry
         self._outbox = Outbox(identity, transport, None if ledger is None else RoundLines(ledger))
         self._courier = courier or ThreadCourier()
+        self._lag = (0, 0)
+        """A round, and how many were undelivered then."""
 
     @property
     def directive(self) -> Directive | None:
@@ -109,6 +114,8 @@ class RemoteControl:
         """
         self._check_fence()
         due = Due(state, report, {} if self._telemetry is None else self._telemetry())
+        if self._is_outrunning(report.round):
+            self._courier.wait(lambda: self._outbox.is_idle or self._has_broken(), self._timeout_s)
         if self._outbox.is_idle:
             answer = self._ask(due)
             self._check_fence()
@@ -188,6 +195,17 @@ class RemoteControl:
     def _keep(self, line: str) -> None:
         if self.ledger is not None:
             append_line(self.ledger, line)
+
+    def _is_outrunning(self, round: int) -> bool:
+        """The controller answers, and yet rounds end faster than they are delivered: it would never be asked
+        again, and no operator heard. Without a controller nobody waits for it."""
+        oldest = self._outbox.oldest_round
+        if oldest is None:
+            self._lag = (round, 0)
+        if oldest is None or self._outbox.is_broken or round - self._lag[0] < CATCH_UP_ROUNDS:
+            return False
+        before, self._lag = self._lag[1], (round, round - oldest)
+        return round - oldest >= before
 
     def _has_broken(self) -> bool:
         return self._outbox.is_broken or self._outbox.fenced is not None

@@ -29,6 +29,7 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.train.layout import HDET_FOLDER
+from hdet_ray.train.liveness import Liveness
 from hdet_ray.train.storage import resolve, upload
 
 UploadFn = Callable[[Checkpoint, str], Checkpoint]
@@ -66,6 +67,10 @@ class ReportBridge:
 
     def __init__(self, utils: TrainFnUtils, checkpoint_every_rounds: int) -> None:
         self.checkpoint_every_rounds = checkpoint_every_rounds
+        self.digest_every_rounds: int | None = None
+        """Rounds between comparisons of parameters across replicas; None compares nothing."""
+        self.liveness: Liveness | None = None
+        """This rank's beats, where it has peers."""
         self.is_attached = False
         """A scheduler publishes through it."""
         self.user_metrics: dict[str, Any] = {}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from hdet_ray.core.codec import from_json
+from hdet_ray.core.decide import decide
+from hdet_ray.core.report import RoundReport
+from hdet_ray.core.state import ScheduleState, state_from_json
+from hdet_ray.exceptions import CheckpointError
 
 _HEAD = re.compile(rb'\{"attempt": (\d+), "round": (\d+),')
 
@@ -32,9 +38,47 @@ class RoundLines:
                 item: dict[str, Any] = json.loads(file.readline())
                 yield item
 
+    def signature(self, round: int) -> dict[str, Any] | None:
+        """Attempt and report digest of a round of the chain; None where the file doesn't have it."""
+        item = next(self.read(round, round + 1), None)
+        return None if item is None else {name: item[name] for name in ("attempt", "report_digest")}
+
+    def states(self, rounds: Collection[int]) -> dict[int, ScheduleState]:
+        """The states before these rounds, found by deciding the chain once more; those that it has.
+
+        Slow: for the rare case that only they tell where two ledgers of one run part.
+        """
+        state = self._header()
+        found: dict[int, ScheduleState] = {}
+        last = max(rounds, default=-1)
+        if state is None or last < state.round:
+            return found
+        chain = self.read(state.round, last)
+        while True:
+            if state.round in rounds:
+                found[state.round] = state
+            item = next(chain, None)
+            if item is None:
+                return found
+            state, _ = decide(state, from_json(RoundReport, item["report"]))
+
+    def first_round(self) -> int | None:
+        """The round of the state that the file starts with."""
+        state = self._header()
+        return None if state is None else state.round
+
     def newest_attempt(self) -> int:
         """The highest attempt that the file has a round of; 0 where it has none."""
         return max((attempt for attempt, _, _ in self._heads()), default=0)
+
+    def _header(self) -> ScheduleState | None:
+        if not self._path.exists():
+            return None
+        with self._path.open("rb") as file:
+            try:
+                return state_from_json(json.loads(file.readline()))
+            except (ValueError, AttributeError, CheckpointError):
+                return None
 
     def _places(self, first: int) -> dict[int, int]:
         """Where each round's newest line begins, in bytes."""

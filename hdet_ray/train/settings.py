@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,20 @@ def job_settings(environment: Mapping[str, str] = os.environ) -> JobSettings | N
         spec=_spec(environment.get("HDET_JOB_SPEC")),
         control_timeout_s=_timeout(environment.get("HDET_CONTROL_TIMEOUT_S")),
     )
+
+
+@contextmanager
+def defaults_in_environment(
+    values: Mapping[str, str], environment: MutableMapping[str, str] = os.environ
+) -> Iterator[None]:
+    """Variables that are not set have these values inside; what is set stays."""
+    missing = {name: value for name, value in values.items() if name not in environment}
+    environment.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            environment.pop(name, None)
 
 
 def _count(name: str, text: str) -> int:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
 
-import ray.train
 import torch.distributed as dist
 from ray.train import DataConfig
 from ray.train.v2._internal.execution.train_fn_utils import TrainFnUtils

@@ -1,47 +1,56 @@
 """`HDETTrainer`: Ray's TorchTrainer, with the settings that replicas need.
 
-It starts workers as TorchTrainer does and runs the user's loop unchanged; around the loop it sets the
-session that the scheduler's constructor reads: how ranks form replicas.
+It starts workers as TorchTrainer does and runs the user's loop unchanged (`hdet_ray.train.worker`). What
+is set here is how ranks form replicas, when a rank that hangs counts as lost, and how soon a run is back
+after a change of its workers.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import ray.train
-import ray.train.torch
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from hdet_ray.exceptions import ConfigError, RunPaused
-from hdet_ray.optim.mesh import GROUP_DIM, REPLICA_DIM, Session, check_ranks_per_replica, set_session
-from hdet_ray.train.reports import bridge_reports
+from hdet_ray.exceptions import ConfigError
+from hdet_ray.train.elastic import elastic_scaling, recovery_settings
+from hdet_ray.train.process_group import ReplicaTorchConfig
+from hdet_ray.train.settings import defaults_in_environment
+from hdet_ray.train.surplus import MembersDataConfig
+from hdet_ray.train.warm import WarmWorkers, with_setup_hook
+from hdet_ray.train.worker import TrainLoop, WorkerSettings, within_session
 
-TrainLoop = Callable[[], Any] | Callable[[dict[str, Any]], Any]
 
-
-class HDETTrainer(TorchTrainer):
+class HDETTrainer(TorchTrainer):  # type: ignore[misc]  # Ray's classes are untyped
     """A TorchTrainer whose workers form replicas.
+
+    With ``ScalingConfig(num_workers=(min, max))`` the run goes on with whatever workers there are: each
+    change of them starts the group again from the newest checkpoint, with N = workers // ranks_per_replica
+    replicas; workers that are left over idle until the next change, and below one replica (or ``min``) the
+    run waits. Give ``FailureConfig(max_failures=…)`` as many lost workers as it shall outlive, -1 for any.
 
     Args:
         train_loop_per_worker: As in TorchTrainer, with zero or one (the config) argument.
         ranks_per_replica: Workers that make one replica and train data-parallel inside it.
-            ``ScalingConfig.num_workers`` counts workers, as in Ray, and is a multiple of this.
-        collective_timeout_s: Seconds after which a collective fails, unless ``torch_config`` has its own.
+            ``ScalingConfig.num_workers`` counts workers, as in Ray; a fixed number is a multiple of this.
+        collective_timeout_s: Seconds after which a collective fails, unless ``torch_config`` has its own. A
+            rank that is stopped or cut off is named, and the group restarted, after half of it.
         checkpoint_every_rounds: Rounds between checkpoints; the last round is always saved.
         checkpoint_keep: Newest checkpoints that Ray keeps, unless ``RunConfig.checkpoint_config`` says
             how many or by which score; None keeps all, as Ray does.
+        digest_every_rounds: Rounds between comparisons of all parameters across replicas, bit for bit; None
+            compares nothing.
+        keeps_warm_workers: Whether each node holds as many idle processes ready as the run has workers on
+            it: a restart is seconds faster, for about 300 MB of host memory each.
         **trainer_options: Everything else that TorchTrainer takes: ``train_loop_config``,
             ``scaling_config``, ``run_config``, ``torch_config``, ``datasets``, ….
 
     Raises:
-        ConfigError: A count below 1, or a number of workers that ``ranks_per_replica`` doesn't divide.
+        ConfigError: A count below 1, a fixed number of workers that ``ranks_per_replica`` doesn't divide, or
+            a range of numbers none of which makes a replica.
     """
 
     def __init__(
@@ -52,74 +61,66 @@ class HDETTrainer(TorchTrainer):
         collective_timeout_s: float = 60,
         checkpoint_every_rounds: int = 1,
         checkpoint_keep: int | None = 3,
+        digest_every_rounds: int | None = 10,
+        keeps_warm_workers: bool = True,
         torch_config: TorchConfig | None = None,
         scaling_config: ScalingConfig | None = None,
         run_config: RunConfig | None = None,
+        dataset_config: DataConfig | None = None,
         **trainer_options: Any,
     ) -> None:
         _require_at_least_one("ranks_per_replica", ranks_per_replica, "1 makes every worker a replica")
         _require_at_least_one("checkpoint_every_rounds", checkpoint_every_rounds, "1 saves at each boundary")
         if checkpoint_keep is not None:
             _require_at_least_one("checkpoint_keep", checkpoint_keep, "None keeps all")
+        if digest_every_rounds is not None:
+            _require_at_least_one("digest_every_rounds", digest_every_rounds, "None compares nothing")
         if not collective_timeout_s > 0:
             raise ConfigError(
                 f"collective_timeout_s={collective_timeout_s} must be above 0 seconds; 60 is usual"
             )
-        scaling_config = scaling_config or ScalingConfig()
-        if isinstance(scaling_config.num_workers, int):  # elastic sizes are known in the workers only
-            check_ranks_per_replica(scaling_config.num_workers, ranks_per_replica)
+        scaling_config = elastic_scaling(scaling_config or ScalingConfig(), ranks_per_replica)
+        self._recovery_settings = recovery_settings(collective_timeout_s)
         super().__init__(
-            _within_session(
+            within_session(
                 train_loop_per_worker,
-                ranks_per_replica=ranks_per_replica,
-                collective_timeout_s=collective_timeout_s,
-                checkpoint_every_rounds=checkpoint_every_rounds,
+                WorkerSettings(
+                    ranks_per_replica=ranks_per_replica,
+                    collective_timeout_s=collective_timeout_s,
+                    checkpoint_every_rounds=checkpoint_every_rounds,
+                    digest_every_rounds=digest_every_rounds,
+                ),
             ),
-            torch_config=_torch_config(torch_config, scaling_config, collective_timeout_s),
+            torch_config=_torch_config(torch_config, scaling_config, collective_timeout_s, ranks_per_replica),
             scaling_config=scaling_config,
-            run_config=_run_config(run_config, checkpoint_keep),
+            run_config=_run_config(run_config, checkpoint_keep, keeps_warm_workers=keeps_warm_workers),
+            dataset_config=_dataset_config(dataset_config, ranks_per_replica),
             **trainer_options,
         )
 
-
-def _within_session(
-    user_loop: TrainLoop,
-    *,
-    ranks_per_replica: int,
-    collective_timeout_s: float,
-    checkpoint_every_rounds: int,
-) -> TrainLoop:
-    @functools.wraps(user_loop)  # Ray reads the signature to see whether the loop takes a config
-    def loop(*config: Any) -> Any:
-        bridge = bridge_reports(checkpoint_every_rounds)
-        set_session(Session(mesh=_mesh(ranks_per_replica), collective_timeout_s=collective_timeout_s))
-        try:
-            return user_loop(*config)
-        except RunPaused:
-            return None  # its checkpoint is stored: the run ends here, and cleanly
-        finally:
-            set_session(None)
-            bridge.close()
-
-    return loop
-
-
-def _mesh(ranks_per_replica: int) -> DeviceMesh | None:
-    if ranks_per_replica == 1:
-        return None  # every rank is a replica: what the scheduler assumes by itself
-    num_replicas = check_ranks_per_replica(ray.train.get_context().get_world_size(), ranks_per_replica)
-    device = ray.train.torch.get_device().type
-    return init_device_mesh(
-        device, (num_replicas, ranks_per_replica), mesh_dim_names=(REPLICA_DIM, GROUP_DIM)
-    )
+    def fit(self) -> Result:
+        """Train, as TorchTrainer does; Ray's settings for recovery are ours where the user has none."""
+        with defaults_in_environment(self._recovery_settings):
+            return super().fit()
 
 
 def _torch_config(
-    given: TorchConfig | None, scaling_config: ScalingConfig, collective_timeout_s: float
+    given: TorchConfig | None,
+    scaling_config: ScalingConfig,
+    collective_timeout_s: float,
+    ranks_per_replica: int,
 ) -> TorchConfig:
-    default_timeout_s = TorchConfig().timeout_s
-    config = copy.copy(given) if given is not None else TorchConfig()
-    if config.timeout_s == default_timeout_s:
+    if given is not None and type(given) is not TorchConfig:
+        if ranks_per_replica > 1 and not isinstance(scaling_config.num_workers, int):
+            raise ConfigError(
+                f"torch_config={type(given).__name__} makes process groups of its own, so workers left "
+                f"over by replicas of {ranks_per_replica} can't stay out of them; use a TorchConfig, or a "
+                "fixed num_workers"
+            )
+        config = copy.copy(given)
+    else:
+        config = ReplicaTorchConfig.of(given or TorchConfig(), ranks_per_replica)
+    if config.timeout_s == TorchConfig().timeout_s:
         config.timeout_s = math.ceil(collective_timeout_s)
     if config.backend is None and not getattr(scaling_config, "use_tpu", False):
         # Reports and health go over Gloo, so that a boundary costs the device no synchronization.
@@ -127,12 +128,23 @@ def _torch_config(
     return config
 
 
-def _run_config(given: RunConfig | None, checkpoint_keep: int | None) -> RunConfig:
+def _run_config(
+    given: RunConfig | None, checkpoint_keep: int | None, *, keeps_warm_workers: bool
+) -> RunConfig:
     config = copy.copy(given) if given is not None else RunConfig()
     theirs = config.checkpoint_config or CheckpointConfig()
     if theirs.num_to_keep is None and theirs.checkpoint_score_attribute is None:
         config.checkpoint_config = dataclasses.replace(theirs, num_to_keep=checkpoint_keep)
+    if keeps_warm_workers:
+        config.worker_runtime_env = with_setup_hook(config.worker_runtime_env or {})
+        config.callbacks = [*(config.callbacks or []), WarmWorkers()]
     return config
+
+
+def _dataset_config(given: DataConfig | None, ranks_per_replica: int) -> DataConfig | None:
+    if ranks_per_replica == 1:
+        return given  # no worker is ever left over
+    return MembersDataConfig(given or DataConfig(), ranks_per_replica)
 
 
 def _require_at_least_one(name: str, value: int, remedy: str) -> None:

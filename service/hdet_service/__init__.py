@@ -1,4 +1,5 @@
-"""The controller service. Not built yet in this release: nothing in this package runs.
+"""The controller service: jobs over REST, a live schedule, overrides that can be trusted.
 
-What exists is the library, `hdet_ray`, which decides locally on rank 0 and needs no service.
+`hdet up` starts it, `hdet_service.client` talks to it. What it decides is `hdet_ray.core.decide`'s word; the
+service adds nothing to it.
 """

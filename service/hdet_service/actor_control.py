@@ -61,6 +61,8 @@ def ensure(request: dict[str, Any]) -> dict[str, Any]:
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(_head_node(), soft=False),
+            # Ray lets all its workers yield to others; this one answers workers that wait.
+            runtime_env={"env_vars": {"RAY_worker_niceness": "0"}},
         )
         .remote(json.dumps(request["settings"]))
     )

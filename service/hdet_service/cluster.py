@@ -27,8 +27,8 @@ from hdet_service.processes import ProcessId, holder_of
 from hdet_service.settings import Settings
 from hdet_service.starter import PREFIX
 
-READY_TIMEOUT_S = 60.0
-_CONTROL_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 120.0
+_CONTROL_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from hdet_service.metrics.counts import add_counts, counts_of_event
 from hdet_service.store.models import Event
 
+_INSERT = insert(Event.__table__)  # type: ignore[arg-type]
 _IN_SESSION = "events"
 MAX_WAITING = 1000
 """Events that wait for one listener; one that falls further behind is ended, and reads the database again."""
@@ -24,9 +26,12 @@ MAX_WAITING = 1000
 
 def record(session: Session, job_id: str, type: str, data: Mapping[str, Any], at_s: float) -> Event:
     """Add an event to the write that is under way; it is published after that write's commit."""
-    event = Event(job_id=job_id, type=type, data=dict(data), at_s=at_s)
-    session.add(event)
-    session.flush()  # gives it its id: ids grow in the order of commits, since one thread writes
+    if session.new:
+        session.flush()  # what the event tells of comes first
+    row = {"job_id": job_id, "type": type, "data": dict(data), "at_s": at_s}
+    # Ids grow in the order of commits, since one thread writes. Past the ORM: each round leaves an event.
+    (event_id,) = session.connection().execute(_INSERT, row).inserted_primary_key
+    event = Event(id=event_id, **row)
     add_counts(session, job_id, counts_of_event(type, data))
     session.info.setdefault(_IN_SESSION, []).append(as_dict(event))
     return event

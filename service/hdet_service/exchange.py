@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hdet_ray.core.codec import digest, digest_of_json, from_json
 from hdet_ray.core.decide import decide_after, judge_report
@@ -189,9 +190,13 @@ def opened(
     return Standing(attempt=attempt, state=state, before=before, plan=plan, plan_digest=digest(plan))
 
 
-def line_leads_to(line: str | None, state: ScheduleState) -> bool:
-    """A stored line was decided into this very state."""
-    return line is not None and json.loads(line).get("state_digest") == digest(state)
+def line_leads_to(line: str | None, state: ScheduleState, told: Mapping[str, Any] | None) -> bool:
+    """A stored line was decided into this very state, and is the one that the run has told of."""
+    if line is None:
+        return False
+    item = json.loads(line)
+    is_same = told is None or all(item.get(name) == value for name, value in told.items())
+    return is_same and item.get("state_digest") == digest(state)
 
 
 def _decided(

@@ -61,7 +61,7 @@ async def follow_events(
                 if state == GONE or State(state) in TERMINAL:
                     yield sse.end({"state": state})
                     return
-                is_open, is_quiet = await _wait(news, heartbeat_s)
+                is_open, is_quiet = await _wait(news, after, heartbeat_s)
                 if is_quiet:
                     yield sse.HEARTBEAT
                 if not is_open:
@@ -70,11 +70,12 @@ async def follow_events(
             return
 
 
-async def _wait(news: Any, heartbeat_s: float) -> tuple[bool, bool]:
-    """Wait for the next event; returns whether the subscription stands, and whether it was quiet."""
+async def _wait(news: Any, after: int, heartbeat_s: float) -> tuple[bool, bool]:
+    """Wait for an event behind ``after``: whether the subscription stands, and whether it was quiet."""
     try:
         async with asyncio.timeout(heartbeat_s):
-            await anext(news)
+            while (await anext(news))["id"] <= after:  # read from the database already
+                continue
     except StopAsyncIteration:
         return False, False
     except TimeoutError:

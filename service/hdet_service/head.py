@@ -22,7 +22,7 @@ from hdet_service.settings import Settings
 
 _PORTS = range(20_000, 32_000)
 """Outside what Ray gives its workers (10002-19999) and what the system hands out by itself (from 32768)."""
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 _PORT_OPTIONS = (
     "port",

@@ -35,14 +35,17 @@ def active(session: Session) -> dict[str, Seen]:
     }
 
 
-def to_start(session: Session) -> list[str]:
-    """Jobs whose driver Ray may not have yet, in the order in which they got their slots."""
-    query = select(Job.id).where(Job.state == State.STARTING.value, Job.reason == Reason.STARTING.value)
-    return list(session.scalars(query.order_by(Job.priority.desc(), Job.id)))
+def to_start(session: Session) -> list[tuple[str, int]]:
+    """Jobs whose driver Ray may not have yet, with its number, in the order in which they got their slots."""
+    query = select(Job.id, Job.submission).where(
+        Job.state == State.STARTING.value, Job.reason == Reason.STARTING.value
+    )
+    rows = session.execute(query.order_by(Job.priority.desc(), Job.id))
+    return [(job_id, submission) for job_id, submission in rows]
 
 
 def expiries(session: Session) -> list[tuple[float, str]]:
     """When which jobs are to be deleted."""
     ttl = func.json_extract(Job.spec, "$.ttl_after_finished_s")
     query = select(Job.finished_s + ttl, Job.id).where(Job.finished_s.is_not(None), ttl.is_not(None))
-    return [(float(at_s), job_id) for at_s, job_id in session.execute(query)]
+    return [(at_s, job_id) for at_s, job_id in session.execute(query) if at_s is not None]

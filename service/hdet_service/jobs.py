@@ -29,6 +29,7 @@ from hdet_service.submission import (
     Admission,
     Submission,
     check_entrypoint,
+    check_environment,
     check_package,
     preview_of,
     read_admission,
@@ -125,12 +126,13 @@ class Jobs:
 
         Raises:
             Forbidden: the entrypoint is not on the allowlist.
-            Invalid: a package that was never uploaded.
+            Invalid: a package that was never uploaded, or more in config and env_vars than reaches a process.
             IdempotencyMismatch: the key was used with another body.
         """
         submission = Submission(spec, who, idempotency_key, body_digest)
         try:
             check_entrypoint(spec, self._settings)
+            check_environment(spec, who, self._settings)
             job_id = self._store.new_id()
             job, is_new = await self._store.write(
                 lambda session: submission.store(session, job_id, self._store.clock())
@@ -151,6 +153,7 @@ class Jobs:
             Invalid: a package that was never uploaded.
         """
         check_entrypoint(spec, self._settings)
+        check_environment(spec, who, self._settings)
 
         def read(session: Session) -> dict[str, Any]:
             check_package(session, spec)

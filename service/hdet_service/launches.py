@@ -17,6 +17,10 @@ from hdet_service.working_dirs import is_packaged_wheel
 
 ACTOR_NAMESPACE = "hdet"
 ACTOR_NAME = "hdet-controller"
+MAX_VARIABLE_BYTES = 128 << 10
+"""Linux starts no process with a longer variable than that."""
+_RAYS_OWN_BYTES = 4096
+"""Ray adds its own to ours."""
 OWN_DRIVER = "python -m hdet_ray.train.driver"
 
 
@@ -53,6 +57,12 @@ def launch_of(job: Job, settings: Settings) -> Launch:
     )
 
 
+def environment_bytes(job: Job, spec: JobSpec, settings: Settings) -> int:
+    """Length of the longest variable that Ray makes of a job's environment: all of it, once more as JSON."""
+    environment = _environment(job, spec, settings)
+    return len(json.dumps({"runtime_env": {"env_vars": environment}})) + _RAYS_OWN_BYTES
+
+
 def exit_meanings(job: Job) -> Mapping[int, Outcome]:
     """`EXIT_MEANINGS` where our own driver runs the job; a user's own may mean anything by a code."""
     return {} if JobSpec.from_json(job.spec).entrypoint_kind == "command" else EXIT_MEANINGS
@@ -65,6 +75,7 @@ def storage_path(spec: JobSpec, settings: Settings) -> str:
 
 def _environment(job: Job, spec: JobSpec, settings: Settings) -> dict[str, str]:
     failures_left = max(0, spec.max_failures - job.failures)
+    told = spec.model_dump(mode="json", exclude={"runtime_env", "labels"}) | {"max_failures": failures_left}
     environment = {
         # A report is taken at a health check: the default of 2 s is longer than most rounds.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -74,7 +85,7 @@ def _environment(job: Job, spec: JobSpec, settings: Settings) -> dict[str, str]:
         "HDET_CONTROL": f"{ACTOR_NAMESPACE}/{ACTOR_NAME}",
         "HDET_SUBMISSION": str(job.submission),
         "HDET_STORAGE_PATH": storage_path(spec, settings),
-        "HDET_JOB_SPEC": json.dumps({**spec.to_json(), "max_failures": failures_left}, allow_nan=False),
+        "HDET_JOB_SPEC": json.dumps(told, allow_nan=False),
     }
     if job.resume_round is not None:
         environment["HDET_RESUME_ROUND"] = str(job.resume_round)

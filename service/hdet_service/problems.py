@@ -4,8 +4,6 @@
 imported here, so that everything below HTTP can use them.
 """
 
-# ruff: noqa: N818  (each class is named as HTTP names the status)
-
 from __future__ import annotations
 
 import math

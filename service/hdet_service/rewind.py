@@ -6,7 +6,9 @@ missing here (the controller was away, or an answer was lost), and the run is as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hdet_ray.core.codec import digest
 from hdet_ray.core.state import ScheduleState
@@ -37,6 +39,7 @@ def begin(
     *,
     start: tuple[int, str] | None,
     stored: Stored,
+    has_own_rounds: bool,
     is_adopted: bool,
 ) -> Opened | Known | Refused:
     """Begin an attempt, of a caller that passed `fence`.
@@ -47,13 +50,15 @@ def begin(
         state: What it begins with.
         start: Round and digest of the state that the ledger starts with.
         stored: The newest chain's lines.
+        has_own_rounds: A round that this very attempt has trained is stored. Until then it may look for the
+            newest state that both sides know, going back as it needs to.
         is_adopted: The run has delivered what it had, and nothing leads there.
     """
     if standing is None:
         return Opened(standing=opened(state, request.num_replicas, request.attempt), is_first=True)
     is_new = request.attempt > standing.attempt
-    leads_here = _leads_to(standing, state, start=start, stored=stored)
-    if not is_new and state.round < standing.round and (leads_here or not is_adopted):
+    leads_here = _leads_to(standing, state, request.line, start=start, stored=stored)
+    if has_own_rounds and state.round < standing.round and (leads_here or not is_adopted):
         return Known()  # said again, after the run had gone on
     if is_adopted:
         return Opened(
@@ -65,22 +70,25 @@ def begin(
             from_round=_first_needed(standing, state),
             message=f"what is stored does not lead to the state of round {state.round}",
         )
-    if not is_new:
+    if not is_new and state.round == standing.round:
         return Known()
     before = standing.before if state.round == standing.round else None
     return Opened(standing=opened(state, request.num_replicas, request.attempt, before))
 
 
 def _leads_to(
-    standing: Standing, state: ScheduleState, *, start: tuple[int, str] | None, stored: Stored
+    standing: Standing,
+    state: ScheduleState,
+    told: Mapping[str, Any] | None,
+    *,
+    start: tuple[int, str] | None,
+    stored: Stored,
 ) -> bool:
-    if state.round == standing.round:
-        return digest(state) == digest(standing.state)
     if state.round > standing.round:
         return False
     if start is not None and state.round <= start[0]:
         return start == (state.round, digest(state))
-    return line_leads_to(stored(state.round - 1), state)
+    return line_leads_to(stored(state.round - 1), state, told)
 
 
 def _first_needed(standing: Standing, state: ScheduleState) -> int | None:

@@ -140,6 +140,12 @@ def line_of(session: Session, job_id: str, round: int) -> str | None:
     )
 
 
+def has_rounds_of(session: Session, job_id: str, attempt: int) -> bool:
+    """A round that this attempt has trained is stored, left behind or not."""
+    query = select(Round.round).where(Round.job_id == job_id, Round.attempt == attempt).limit(1)
+    return session.scalar(query) is not None
+
+
 def ledger_start(session: Session, job_id: str) -> tuple[int, str] | None:
     """Round and digest of the state that the ledger starts with."""
     start = session.get(LedgerStart, job_id)

@@ -210,6 +210,7 @@ class Runs:
             state,
             start=run_rows.ledger_start(session, job.id),
             stored=lambda round: run_rows.line_of(session, job.id, round),
+            has_own_rounds=run_rows.has_rounds_of(session, job.id, request.attempt),
             is_adopted=is_adopted,
         )
         if isinstance(outcome, Opened):

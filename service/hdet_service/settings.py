@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """A driver that has not paused by then is stopped; its newest checkpoint counts."""
     silence_timeout_s: float = Field(default=60.0, gt=0)
     """Reports that stay away for this long (and for ten usual rounds) count as lost replicas."""
-    tick_s: float = Field(default=0.5, gt=0)
+    tick_s: float = Field(default=1.0, gt=0)
     """Time between two looks at Ray's list of jobs."""
 
     # Bounds.

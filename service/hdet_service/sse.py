@@ -22,8 +22,9 @@ from hdet_service.problems import Invalid, NotAcceptable
 
 HEARTBEAT_S = 15.0
 END_EVENT = "end"
-EVENT_ID = r"^[0-9]{1,15}$"
-LOG_ID = r"^(0|[0-9]{1,9}:[0-9]{1,15})$"
+EVENT_ID = r"^[0-9]{0,15}$"
+LOG_ID = r"^(|0|[0-9]{1,9}:[0-9]{1,15})$"
+"""Nothing is the beginning, as 0 is: some clients send the header before they have an id."""
 
 
 def item(id: int | str, type: str, data: Any) -> bytes:

@@ -18,6 +18,7 @@ from hdet_ray.exceptions import HDETError
 
 logger = logging.getLogger(__name__)
 
+_REQUEST_TIMEOUT_S = 60.0
 PREFIX = "hdet-"
 """Of our submissions' ids, among whatever else runs on the cluster."""
 
@@ -251,6 +252,7 @@ class RayStarter:
 
     def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         import requests
+        from ray.exceptions import RayError
 
         try:
             with self._lock:
@@ -258,7 +260,7 @@ class RayStarter:
                     self._client = self.connect(self.gcs_address)
                 client = self._client
             return getattr(client, method)(*args, **kwargs)
-        except (RuntimeError, ConnectionError, OSError, requests.RequestException) as error:
+        except (RuntimeError, OSError, RayError, requests.RequestException) as error:
             with self._lock:
                 self._client = None
             raise StarterError(
@@ -274,7 +276,13 @@ def connect_to_ray(gcs_address: str) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(gcs_address)
+    class BoundedClient(JobSubmissionClient):
+        """Ray's own waits for ever on a dashboard that hangs."""
+
+        def _do_request(self, *args: Any, **kwargs: Any) -> Any:
+            return super()._do_request(*args, timeout=_REQUEST_TIMEOUT_S, **kwargs)
+
+    return BoundedClient(gcs_address)
 
 
 def _brief(error: BaseException) -> str:

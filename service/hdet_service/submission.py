@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from hdet_service.admission import Waiting, position
 from hdet_service.auth import Principal
-from hdet_service.launches import storage_path
+from hdet_service.launches import MAX_VARIABLE_BYTES, environment_bytes, storage_path
 from hdet_service.problems import Forbidden, IdempotencyMismatch, Invalid
 from hdet_service.schemas import JobSpec
 from hdet_service.settings import Settings
@@ -54,7 +54,7 @@ class Submission:
         if first is not None:
             return _first_answer(session, first, self.body_digest), False
         check_package(session, self.spec, now)
-        job = _new_job(job_id, self.spec, self.who, now)
+        job = new_job(job_id, self.spec, self.who, now)
         session.add(job)
         session.flush()
         session.add_all(JobLabel(job_id=job_id, key=k, value=v) for k, v in self.spec.labels.items())
@@ -117,6 +117,21 @@ def check_entrypoint(spec: JobSpec, settings: Settings) -> None:
         )
 
 
+def check_environment(spec: JobSpec, who: Principal, settings: Settings) -> None:
+    """A job's processes can be started with what they are told by their environment.
+
+    Raises:
+        Invalid: it is too long; says by how much.
+    """
+    size = environment_bytes(new_job("0" * 26, spec, who, 0.0), spec, settings)
+    if size > MAX_VARIABLE_BYTES:
+        raise Invalid(
+            f"config and env_vars make {size} bytes once Ray has quoted them; at most {MAX_VARIABLE_BYTES} "
+            "reach a process: put data into the package or into storage and name it here",
+            errors=[{"field": "config", "message": "too long together with runtime_env.env_vars"}],
+        )
+
+
 def check_package(session: Session, spec: JobSpec, used_s: float | None = None) -> None:
     """A package is there; with ``used_s``, it counts as used then.
 
@@ -152,7 +167,7 @@ def read_admission(session: Session, settings: Settings) -> Admission:
     )
 
 
-def _new_job(job_id: str, spec: JobSpec, who: Principal, now: float) -> Job:
+def new_job(job_id: str, spec: JobSpec, who: Principal, now: float) -> Job:
     return Job(
         id=job_id,
         name=spec.name,

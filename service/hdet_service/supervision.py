@@ -109,15 +109,17 @@ class Supervision:
         """One look around: what ended, what is due, what has to start or stop."""
         async with self._turn:
             drivers = await self._look()
-            await self._admit(drivers)
-            for job_id in await self._store.read(job_rows.to_start):
-                await self._advance(job_id, _starts)
-            await self._sweep(drivers)
+            await self._admit(drivers or {})
+            if drivers is not None:
+                for job_id, submission in await self._store.read(job_rows.to_start):
+                    if submission_id(job_id, submission) not in drivers:
+                        await self._advance(job_id, _starts)
+                await self._sweep(drivers)
             await self._delete_expired()
         await self.acts.settle(self._settings.tick_s)
 
-    async def _look(self) -> Mapping[str, DriverState]:
-        """Ask Ray, and take every active job on from what it says. Empty if Ray doesn't answer."""
+    async def _look(self) -> Mapping[str, DriverState] | None:
+        """Ask Ray, and take every active job on from what it says; None if Ray doesn't answer."""
         seen = await self._store.read(job_rows.active)
         now = self._store.clock()
         is_idle = not seen and not self._loose
@@ -129,38 +131,34 @@ class Supervision:
             if not self._is_ray_silent:
                 logger.warning("Ray does not answer: %s", error)
             self._is_ray_silent = True
-            return {}
+            return None
         self._is_ray_silent, self._next_look_s = False, now + _IDLE_LOOK_S
         await asyncio.to_thread(self._logs.copy_all, drivers)
-        for job_id, before in seen.items():
-            await self._reconcile(job_id, before, drivers)
+        choices = {job_id: self._choice(job_id, before, drivers) for job_id, before in seen.items()}
+        for job_id in await self._store.read(lambda session: _due(session, choices)):
+            job = await self._advance(job_id, choices[job_id])
+            if job is not None and job.state == State.DEGRADED:
+                self._pulse.silent(job_id)
         return drivers
 
-    async def _reconcile(self, job_id: str, before: Seen, drivers: Mapping[str, DriverState]) -> None:
+    def _choice(self, job_id: str, before: Seen, drivers: Mapping[str, DriverState]) -> Choose:
+        """What follows for a job from Ray's list, which was asked after ``before`` was read."""
         sid = submission_id(job_id, before.submission)
-        if self.acts.is_starting(sid):
-            return  # Ray's list may or may not have it yet
         driver = drivers.get(sid)
-        has_ended = driver is not None and driver.status.has_ended
-        last_line = (
-            await asyncio.to_thread(self._logs.last_line, job_id, before.submission) if has_ended else ""
-        )
 
         def choose(session: Session, job: Job) -> Step | None:
-            if job.submission != before.submission:
+            if job.submission != before.submission or self.acts.is_starting(sid):
                 return None
             if driver is None and not before.is_handed_over and is_handed_over(job):
                 return None  # it was handed over after Ray was asked
             ending = None
-            if driver is not None and has_ended:
+            if driver is not None and driver.status.has_ended:
+                last_line = self._logs.last_line(job_id, before.submission)
                 ending = outcome_of(driver, exit_reasons=exit_meanings(job), last_line=last_line)
             standing = self._standing(session, job)
             return next_step(standing, driver, ending, self._store.clock(), self._bounds)
 
-        if await self._store.read(lambda session: _would(session, job_id, choose)):
-            job = await self._advance(job_id, choose)
-            if job is not None and job.state == State.DEGRADED:
-                self._pulse.silent(job_id)
+        return choose
 
     async def _admit(self, drivers: Mapping[str, DriverState]) -> None:
         """Give free slots away. A job whose earlier driver still ends waits: one driver a job."""
@@ -190,8 +188,6 @@ class Supervision:
 
     async def _sweep(self, drivers: Mapping[str, DriverState]) -> None:
         """Drivers that no job stands for: stop those that live, forget those that ended and are copied."""
-        if not drivers:
-            return
         active = {
             submission_id(id, seen.submission)
             for id, seen in (await self._store.read(job_rows.active)).items()
@@ -390,7 +386,11 @@ def _outcome(data: Mapping[str, Any]) -> Outcome:
             return Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=message)
 
 
-def _would(session: Session, job_id: str, choose: Choose) -> bool:
-    """Whether there is a step to take: most ticks there is none, and nothing is written then."""
-    job = job_rows.load(session, job_id)
-    return job is not None and choose(session, job) is not None
+def _due(session: Session, choices: Mapping[str, Choose]) -> list[str]:
+    """Jobs that have a step to take: at most looks there are none, and nothing is written then."""
+    due = []
+    for job_id, choose in choices.items():
+        job = job_rows.load(session, job_id)
+        if job is not None and choose(session, job) is not None:
+            due.append(job_id)
+    return due

@@ -46,7 +46,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("console")
-    with served(folder, requests_per_s=1e6, request_burst=10**6, silence_timeout_s=3600) as service:
+    with served(folder, requests_per_s=1e6, request_burst=10**6, max_running_jobs=1000) as service:
         yield service
 
 

@@ -27,8 +27,8 @@ def service(home: Path) -> Iterator[HDETClient]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    _hdet(environment, "up", "--port", str(port))
     try:
+        _hdet(environment, "up", "--port", str(port))
         token = (home / "token").read_text(encoding="utf-8").strip()
         with HDETClient(f"http://127.0.0.1:{port}", token) as client:
             yield client

@@ -106,7 +106,7 @@ class Live:
         return found
 
     def wait(
-        self, job_id: str, is_so: Callable[[dict[str, Any]], bool], timeout_s: float = 240
+        self, job_id: str, is_so: Callable[[dict[str, Any]], bool], timeout_s: float = 400
     ) -> dict[str, Any]:
         """The job, once something is so."""
 
@@ -116,7 +116,7 @@ class Live:
 
         return wait_for(look, timeout_s, lambda: self.describe(job_id))
 
-    def wait_end(self, job_id: str, timeout_s: float = 240) -> dict[str, Any]:
+    def wait_end(self, job_id: str, timeout_s: float = 400) -> dict[str, Any]:
         """The job, once it has ended."""
         return self.wait(job_id, lambda job: job["state"] in TERMINAL, timeout_s)
 

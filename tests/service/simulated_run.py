@@ -25,7 +25,7 @@ from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState
 from hdet_ray.train.outbox import Identity, Outbox
 from hdet_ray.train.protocol import ControlUnavailable
-from hdet_ray.train.remote_control import RemoteControl, deliver_next
+from hdet_ray.train.remote_control import Courier, RemoteControl, deliver_next
 from hdet_ray.train.round_lines import RoundLines
 from hdet_service.auth import Principal, Role
 from hdet_service.runs import Runs
@@ -189,8 +189,12 @@ class Worker:
         controller: Controller = SHORT,
         num_replicas: int = 2,
         total_steps: int = 800,
+        make_courier: Callable[[], Courier] = InlineCourier,
+        timeout_s: float = 1.0,
     ) -> None:
         self.network = network
+        self.make_courier = make_courier
+        self.timeout_s = timeout_s
         self.ledger = folder / "hdet_ledger.jsonl"
         self.attempt = 0
         self.num_rounds = 0
@@ -206,10 +210,11 @@ class Worker:
             del self.checkpoints[newer]
         self.state: ScheduleState = self.checkpoints[round]
         self.plan: Plan = plan_for(self.state, self.num_replicas)
-        self.courier = InlineCourier()
+        self.courier = self.make_courier()
         self.control = RemoteControl(
             Identity(job=JOB, attempt=self.attempt, num_replicas=self.num_replicas),
             self.network,
+            control_timeout_s=self.timeout_s,
             ledger=self.ledger,
             courier=self.courier,
         )
@@ -233,7 +238,7 @@ class Worker:
 
     def deliver(self) -> None:
         """Let the background deliver what waits, as far as it gets."""
-        while self.courier.deliver():
+        while isinstance(self.courier, InlineCourier) and self.courier.deliver():
             pass
 
     def chain(self) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from hdet_ray.cli.main import app
 from hdet_service.client import HDETClient
+from hdet_service.store.housekeeping import Housekeeping
 from tests.service.served import PlayedRun, Served, served
 
 NO_BOUNDS: dict[str, Any] = {"requests_per_s": 1000.0, "request_burst": 1000, "max_running_jobs": 1000}
@@ -421,3 +422,32 @@ def test_help_loads_nothing_of_the_service() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_ledger_whose_old_rounds_were_thinned_replays_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, ledger_full_rounds=10) as service:
+        monkeypatch.setenv("HDET_HOME", str(tmp_path))
+        monkeypatch.setenv("HDET_URL", service.url)
+        monkeypatch.setenv("HDET_TOKEN", service.token)
+        with HDETClient() as client:
+            _, run = played(service, client, "long", total_steps=3000)
+            run.finish()
+            tidied = service.run(Housekeeping(service.controller.store, keep_rounds=10).tidy())
+        assert tidied.num_thinned > 0
+        outcome = json.loads(done("replay", "long", "--json"))
+        assert (outcome["ok"], outcome["step"]) == (True, 3000)
+        assert outcome["rounds"] < run.state.round
+        assert rounds_in(done("watch", "long"))[-1] == run.state.round - 1
+
+
+COMMANDS = """
+    demo train up down status drain submit jobs watch logs schedule replay report export token backup restore
+"""
+
+
+def test_help_shows_every_command_with_a_sentence() -> None:
+    text = done("--help")
+    for command in COMMANDS.split():
+        assert re.search(rf"^. {command} +\S", text, re.MULTILINE), command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -331,19 +331,40 @@ def test_a_whole_id_is_asked_for_directly() -> None:
     assert [request.url.path for request in service.requests] == [f"/v1/jobs/{JOB_ID}"]
 
 
-def test_an_export_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    class Cut(httpx.SyncByteStream):
-        def __iter__(self) -> Any:
-            yield b"half"
-            raise httpx.ReadError("cut")
+class CutDownload(httpx.SyncByteStream):
+    """Half of the weights."""
 
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"half"
+        raise httpx.ReadError("cut")
+
+
+def cut_download() -> httpx.Response:
+    return httpx.Response(200, stream=CutDownload())
+
+
+def test_an_export_that_breaks_off_is_fetched_anew_and_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
-    with Service(httpx.Response(200, stream=Cut())).client() as client, pytest.raises(Unreachable):
-        client.export("a", target, round=3)
-    assert list(tmp_path.iterdir()) == []
-    with Service(httpx.Response(200, content=b"weights")).client() as client:
+    service = Service(cut_download(), problem(503), httpx.Response(200, content=b"weights"))
+    with service.client() as client:
         client.export("a", target, round=3)
     assert target.read_bytes() == b"weights"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_export_that_never_becomes_whole_leaves_nothing(tmp_path: Path) -> None:
+    service = Service(*(cut_download() for _ in range(Retries().max_attempts)))
+    with service.client() as client, pytest.raises(Unreachable):
+        client.export("a", tmp_path / "model.safetensors", round=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_is_refused_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"old")
+    with Service(problem(404)).client() as client, pytest.raises(NotFound):
+        client.export("a", target, round=3)
+    assert target.read_bytes() == b"old"
 
 
 def test_the_async_client_keeps_the_same_promises(tmp_path: Path) -> None:

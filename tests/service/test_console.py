@@ -44,7 +44,8 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("console"), requests_per_s=1e6, request_burst=10**6) as service:
+    folder = tmp_path_factory.mktemp("console")
+    with served(folder, requests_per_s=1e6, request_burst=10**6, max_running_jobs=1000) as service:
         yield service
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("service.md", "api.md", "operations.md")
 PORT_IN_PAGES = "8470"
-PAGE_TIMEOUT_S = 900
+PAGE_TIMEOUT_S = 1500
 
 _BASH = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _METRIC = re.compile(r"\bhdet_[a-z0-9_]+")
@@ -143,6 +143,25 @@ def test_settings_that_a_page_names_exist(page: str) -> None:
     named = set(_ENVIRONMENT.findall(text_of(page))) - set_for_jobs
     known = {name.upper() for name in [*Settings.model_fields, *ClientSettings.model_fields]}
     assert named <= known
+
+
+def test_python_in_a_page_names_what_exists() -> None:
+    from hdet_service import client
+
+    blocks = re.findall(r"^```python\n(.*?)^```$", text_of("service.md"), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, "service.md", "exec")
+        for method in re.findall(r"\bclient\.([a-z_]+)\(", block):
+            assert hasattr(client.HDETClient, method), method
+
+
+def test_every_alert_has_its_section() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
+    anchors = set(re.findall(r"docs/operations\.md#(\S+)", rules))
+    headings = {title.lower() for title in re.findall(r"^### (\w+)$", text_of("operations.md"), re.MULTILINE)}
+    assert anchors
+    assert headings == anchors
 
 
 def test_the_api_page_shows_every_call() -> None:

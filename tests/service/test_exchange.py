@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hdet_ray.config import Fixed
 from hdet_ray.core.replay import read_ledger, replay
 from hdet_ray.exceptions import FencedError
+from hdet_ray.train.protocol import ControlUnavailable
+from hdet_ray.train.remote_control import ThreadCourier
 from tests.service.simulated_run import JOB, Network, Service, Worker
 
 
@@ -99,8 +104,6 @@ def test_after_one_silence_training_does_not_wait_again_until_all_was_delivered(
 
 
 def test_an_outage_longer_than_the_memory_is_delivered_from_the_runs_ledger(tmp_path: Path) -> None:
-    from hdet_ray.config import Fixed
-
     run = Run(tmp_path, controller=Fixed(sync_every=10), total_steps=1000)
     run.worker.train(3)
     run.network.is_down = True
@@ -141,6 +144,21 @@ def test_a_restored_older_database_gets_the_missing_rounds_back(run: Run, tmp_pa
     run.worker.train(2)
     assert_consistent(run)
     assert run.service.override_of(asked["id"])["state"] == "applied"
+
+
+def test_attempts_that_ended_during_an_outage_are_delivered_from_where_they_parted(run: Run) -> None:
+    run.worker.train(10)
+    run.network.is_down = True
+    run.worker.begin(7)
+    run.worker.train(4)
+    run.worker.begin(9)  # from a checkpoint of the attempt that the controller never heard of
+    run.network.is_down = False
+    run.worker.deliver()
+    run.worker.train(2)
+    assert_consistent(run)
+    chain = [json.loads(line) for line in run.service.ledger()[1:]]
+    assert [item["attempt"] for item in chain] == [1] * 7 + [2] * 2 + [3] * 2
+    assert "adopt" not in {kind for kind, _ in run.network.calls}
 
 
 def test_an_attempt_from_an_older_round_abandons_the_later_ones(run: Run) -> None:
@@ -232,3 +250,52 @@ def test_a_controller_of_an_older_epoch_is_not_listened_to(run: Run) -> None:
     run.service.runs = type(run.service.runs)(run.service.store, epoch=1)
     run.worker.train(2)
     assert run.service.job().round == 2
+
+
+def test_a_run_with_its_own_thread_comes_through_a_storm(tmp_path: Path) -> None:
+    """Over real threads: calls that hang past the worker's patience, lost answers, restarted workers."""
+    weather = random.Random(7)
+    service = Service(tmp_path)
+    network = Network(service)
+    calm = network.call
+
+    def stormy(kind: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        fault = weather.random()
+        if fault < 0.1:
+            raise ControlUnavailable("lost")
+        answer = calm(kind, request)
+        if fault < 0.25:
+            hang.wait(0.1)  # past the worker's patience, and then the answer comes after all
+        if fault > 0.9:
+            raise ControlUnavailable("its answer is lost")
+        return answer
+
+    hang = threading.Event()
+    network.call = stormy  # type: ignore[method-assign]
+    worker = Worker(
+        network,
+        tmp_path,
+        controller=Fixed(alpha=0.1, sync_every=10),
+        total_steps=1000,
+        make_courier=lambda: ThreadCourier(retry_s=0.001, max_retry_s=0.002),
+        timeout_s=0.05,
+    )
+    asked = []
+    for round in range(80):
+        worker.train()
+        if round % 9 == 4:
+            asked.append(service.override("lr", "scale", 1.1, expires_after_rounds=3)["id"])
+        if round % 25 == 24:
+            worker.begin(max(worker.state.round - 3, 0))
+    network.call = calm  # type: ignore[method-assign]
+    assert worker.control.flush(30.0)
+    for _ in range(15):  # one that is answered in time is enough
+        worker.train()
+        assert worker.control.flush(30.0)
+    lines = service.ledger()
+    assert [json.loads(line) for line in lines[1:]] == worker.chain()
+    assert replay(read_ledger(lines)).state == worker.state
+    carried = [c["id"] for item in worker.chain() for c in item["report"]["commands"]]
+    assert sorted(carried) == sorted(asked)
+    worker.control.close()
+    service.store.close()

@@ -68,13 +68,21 @@ def open_request(state: ScheduleState, attempt: int = 2) -> OpenRequest:
     return OpenRequest(job="j", attempt=attempt, state=state_to_json(state), num_replicas=N)
 
 
-def begun(chain: Chain, state: ScheduleState, attempt: int = 2, *, is_adopted: bool = False) -> Any:
+def begun(
+    chain: Chain,
+    state: ScheduleState,
+    attempt: int = 2,
+    *,
+    has_own_rounds: bool = False,
+    is_adopted: bool = False,
+) -> Any:
     return begin(
         chain.standing,
         open_request(state, attempt),
         state,
         start=(0, digest(chain.states[0])),
         stored=chain.lines.get,
+        has_own_rounds=has_own_rounds,
         is_adopted=is_adopted,
     )
 
@@ -189,7 +197,17 @@ def test_an_attempt_from_an_older_round_goes_on_from_there() -> None:
 @pytest.mark.parametrize("is_adopted", [False, True])
 def test_an_opening_that_comes_again_after_the_run_went_on_changes_nothing(is_adopted: bool) -> None:
     chain = Chain().train(4)
-    assert isinstance(begun(chain, chain.states[2], attempt=1, is_adopted=is_adopted), Known)
+    told_again = begun(chain, chain.states[2], attempt=1, has_own_rounds=True, is_adopted=is_adopted)
+    assert isinstance(told_again, Known)
+
+
+def test_an_attempt_that_has_trained_nothing_yet_may_go_further_back() -> None:
+    chain = Chain().train(4)
+    chain.standing = replace(chain.standing, attempt=2)
+    assert isinstance(begun(chain, replace(chain.states[3], log_scale=0.3)), Refused)
+    outcome = begun(chain, chain.states[1])
+    assert isinstance(outcome, Opened)
+    assert outcome.standing.round == 1
 
 
 def test_rounds_that_are_missing_here_are_asked_for() -> None:
@@ -220,7 +238,9 @@ def test_a_state_that_nothing_leads_to_is_adopted_and_the_ledger_starts_anew() -
 
 def test_the_first_opening_makes_the_schedule() -> None:
     state = start(make_config(Fixed()), N)[0]
-    outcome = begin(None, open_request(state, 1), state, start=None, stored={}.get, is_adopted=False)
+    outcome = begin(
+        None, open_request(state, 1), state, start=None, stored={}.get, has_own_rounds=False, is_adopted=False
+    )
     assert isinstance(outcome, Opened)
     assert outcome.is_first
 

@@ -457,3 +457,11 @@ def test_a_driver_whose_job_was_canceled_while_ray_took_it_is_stopped(
     driven.tick()
     assert driven.state(job_id) == ("CANCELED", "Canceled")
     assert [status.status for status in driven.starter.states().values()] in ([], [DriverStatus.STOPPED])
+
+
+def test_more_than_a_processs_environment_takes_is_refused(driven: Driven) -> None:
+    driven.submit(config={"text": "x" * 60_000})
+    with pytest.raises(Invalid, match="reach a process"):
+        driven.submit(config={"text": '"' * 32_500})
+    with pytest.raises(Invalid, match="reach a process"):
+        driven.submit(runtime_env={"env_vars": {f"V{i}": "x" * 4000 for i in range(40)}})

@@ -15,7 +15,7 @@ import pytest
 
 from tests.service.live import BYTE_LM, Live, live_service, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 LONG = {"config": {"preset": "tiny", "total_steps": 4000}}
 """Long enough to kill something in its middle."""
@@ -37,7 +37,7 @@ def test_the_shortest_request_trains_and_succeeds(service: Live) -> None:
             rounds.add(service.ask("GET", f"/v1/jobs/{job_id}/schedule").json()["round"])
         return job if job["state"] in ("SUCCEEDED", "FAILED") else None
 
-    job = wait_for(look, 240, lambda: service.describe(job_id))
+    job = wait_for(look, 400, lambda: service.describe(job_id))
     assert job["state"] == "SUCCEEDED", service.describe(job_id)
     assert len(rounds) > 1
     assert service.job(job_id)["progress"]["step"] == 1500
@@ -125,6 +125,22 @@ def test_a_paused_job_goes_on_from_its_checkpoint(service: Live) -> None:
         "GET", f"/v1/jobs/{job_id}/schedule/history", params={"limit": 200, "all_attempts": "true"}
     ).json()["items"]
     assert len({item["round"] for item in history}) == len(history), "no round was trained twice"
+
+
+def test_a_rollback_goes_on_from_the_checkpoint_of_that_round(service: Live) -> None:
+    job_id = service.submit(**LONG, checkpoint={"keep": 50})
+    service.wait(job_id, lambda job: job["progress"]["step"] > 1000)
+    saved = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["items"]
+    rounds = sorted(item["round"] for item in saved)
+    target = rounds[len(rounds) // 2]
+    answer = service.ask("POST", f"/v1/jobs/{job_id}/schedule/rollback", json={"round": target})
+    assert answer.status_code == 202, answer.text
+    service.wait(job_id, lambda job: job["attempt"] == 2)
+    job = service.wait_end(job_id)
+    assert (job["state"], job["submission"], job["failures"]) == ("SUCCEEDED", 2, 0)
+    chain = service.ask("GET", f"/v1/jobs/{job_id}/schedule/history", params={"limit": 200}).json()["items"]
+    assert [item["attempt"] for item in chain] == [1] * target + [2] * (len(chain) - target)
+    assert [item["round"] for item in chain] == list(range(len(chain)))
 
 
 def test_a_canceled_job_stops_and_its_workers_with_it(service: Live) -> None:

@@ -20,7 +20,7 @@ from hdet_ray.core.state import ScheduleState
 from hdet_ray.exceptions import FencedError
 from hdet_ray.train.outbox import MAX_HELD, Due, Identity, Outbox
 from hdet_ray.train.protocol import PROTOCOL, Answer, ControlUnavailable, answer_to_json
-from hdet_ray.train.remote_control import RemoteControl, ThreadCourier
+from hdet_ray.train.remote_control import CATCH_UP_ROUNDS, RemoteControl, ThreadCourier
 from hdet_ray.train.round_lines import RoundLines
 from tests.unit.runs import make_config, make_report
 
@@ -159,6 +159,26 @@ def test_after_one_silence_nobody_waits_until_everything_was_delivered(begin: Ca
     assert run.transport.rounds() == [(0, False), *((k, True) for k in range(6))]
     run.train()
     assert run.transport.rounds()[-1] == (6, False)
+
+
+def test_a_run_that_outruns_its_deliveries_waits_for_them_once_calls_succeed(
+    begin: Callable[..., Run],
+) -> None:
+    may_answer = threading.Semaphore(0)
+
+    def script(kind: str, request: Mapping[str, Any]) -> Answer:
+        if kind == "exchange" and request["round"] < 2 * CATCH_UP_ROUNDS:
+            may_answer.acquire(timeout=PATIENT_S)
+        return Answer(status="ok", epoch=1)
+
+    run = begin(script, timeout_s=0.05)
+    run.train(CATCH_UP_ROUNDS)
+    assert run.transport.rounds() == [(0, False)]
+    run.control._timeout_s = PATIENT_S
+    for _ in range(4 * CATCH_UP_ROUNDS):
+        may_answer.release()
+    run.train(CATCH_UP_ROUNDS + 1)
+    assert run.transport.rounds()[-1] == (2 * CATCH_UP_ROUNDS, False)
 
 
 def test_a_call_that_fails_at_once_costs_no_wait(begin: Callable[..., Run]) -> None:

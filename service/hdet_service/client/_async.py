@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -298,8 +298,7 @@ class AsyncHDETClient:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             try:
-                async for chunk in self._wire.download(call):
-                    file.write(chunk)
+                await self._wire.download(call, file)
                 file.flush()
                 os.replace(file.name, target)
             except BaseException:
@@ -314,7 +313,9 @@ class AsyncHDETClient:
             PackageError: the folder can't be packed.
             TooLarge: the service takes no package of this size.
         """
-        with packed(folder, exclude) as package:
+        with ExitStack() as stack:
+            # Packing takes its time: the loop goes on meanwhile.
+            package = await asyncio.to_thread(stack.enter_context, packed(folder, exclude))
             call = _calls.package(package.sha256, package.size_bytes)
             await self._wire.json(call, content=lambda: _awaited(package.chunks()))
             return package.sha256

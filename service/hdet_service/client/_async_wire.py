@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from httpx_sse import EventSource, SSEError
@@ -15,6 +15,7 @@ from hdet_service.client._errors import ClientError, ServiceFailed, TooMany
 from hdet_service.client._retries import Retries
 from hdet_service.client._streams import STREAM_SILENCE_S, StreamPosition
 from hdet_service.client._where import Where
+from hdet_service.client._wire import TRANSFER_SILENCE_S
 
 
 class AsyncWire:
@@ -57,6 +58,9 @@ class AsyncWire:
                 json=call.body,
                 content=content() if content else None,
                 headers=dict(call.headers),
+                timeout=httpx.Timeout(self._timeout_s, read=TRANSFER_SILENCE_S)
+                if content
+                else self._timeout_s,
             )
             try:
                 response = await self._http.send(request)
@@ -82,17 +86,33 @@ class AsyncWire:
             if cursor is None:
                 return
 
-    async def download(self, call: Call) -> AsyncIterator[bytes]:
-        """The answer's bytes as they come."""
-        try:
-            async with self._http.stream(call.method, call.path) as response:
-                if not response.is_success:
-                    await response.aread()
-                raise_for(response)
-                async for chunk in response.aiter_bytes():
-                    yield chunk
-        except httpx.TransportError as error:
-            raise broken(error, self.url, may_have_happened=False) from error
+    async def download(self, call: Call, file: IO[bytes]) -> None:
+        """Write the answer's bytes to a file, from its start; one that breaks off is fetched anew."""
+        attempts = Attempts(call, self._retries, self.url)
+        while True:
+            file.seek(0)
+            file.truncate()
+            try:
+                wait = await self._downloaded(call, file, attempts)
+            except httpx.TransportError as error:
+                wait = attempts.wait_after_break(error)
+            if wait is None:
+                return
+            await self.sleep(wait)
+
+    async def _downloaded(self, call: Call, file: IO[bytes], attempts: Attempts) -> float | None:
+        """One attempt: None where it is done, else seconds until the next one."""
+        timeout = httpx.Timeout(self._timeout_s, read=TRANSFER_SILENCE_S)
+        async with self._http.stream(call.method, call.path, timeout=timeout) as response:
+            if not response.is_success:
+                await response.aread()
+                wait = attempts.wait_after_answer(response)
+                if wait is not None:
+                    return wait
+            raise_for(response)
+            async for chunk in response.aiter_bytes():
+                file.write(chunk)
+        return None
 
     async def follow(self, path: str, position: StreamPosition) -> AsyncIterator[dict[str, Any]]:
         """The items of a stream, each once, until the service says that none can follow."""

@@ -288,8 +288,7 @@ class HDETClient:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             try:
-                for chunk in self._wire.download(call):
-                    file.write(chunk)
+                self._wire.download(call, file)
                 file.flush()
                 os.replace(file.name, target)
             except BaseException:

@@ -58,7 +58,7 @@ class Checkpoint(TypedDict):
     step: int
     attempt: int
     path: str
-    at_s: float
+    at_s: float | None
     size_bytes: int | None
 
 
@@ -66,8 +66,11 @@ class Event(TypedDict):
     """Something that happened to a job; ids only grow."""
 
     id: int
+    job_id: str
     type: str
     data: dict[str, Any]
+    at_s: float
+    """Seconds since the epoch, UTC."""
 
 
 class Override(TypedDict):

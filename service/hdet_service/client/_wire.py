@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from httpx_sse import EventSource, SSEError
@@ -15,6 +15,9 @@ from hdet_service.client._errors import ClientError, ServiceFailed, TooMany
 from hdet_service.client._retries import Retries
 from hdet_service.client._streams import STREAM_SILENCE_S, StreamPosition
 from hdet_service.client._where import Where
+
+TRANSFER_SILENCE_S = 300.0
+"""A large file may take the service this long before it answers: weights to convert, a package to check."""
 
 
 class Wire:
@@ -57,6 +60,9 @@ class Wire:
                 json=call.body,
                 content=content() if content else None,
                 headers=dict(call.headers),
+                timeout=httpx.Timeout(self._timeout_s, read=TRANSFER_SILENCE_S)
+                if content
+                else self._timeout_s,
             )
             try:
                 response = self._http.send(request)
@@ -81,16 +87,33 @@ class Wire:
             if cursor is None:
                 return
 
-    def download(self, call: Call) -> Iterator[bytes]:
-        """The answer's bytes as they come."""
-        try:
-            with self._http.stream(call.method, call.path) as response:
-                if not response.is_success:
-                    response.read()
-                raise_for(response)
-                yield from response.iter_bytes()
-        except httpx.TransportError as error:
-            raise broken(error, self.url, may_have_happened=False) from error
+    def download(self, call: Call, file: IO[bytes]) -> None:
+        """Write the answer's bytes to a file, from its start; one that breaks off is fetched anew."""
+        attempts = Attempts(call, self._retries, self.url)
+        while True:
+            file.seek(0)
+            file.truncate()
+            try:
+                wait = self._downloaded(call, file, attempts)
+            except httpx.TransportError as error:
+                wait = attempts.wait_after_break(error)
+            if wait is None:
+                return
+            self.sleep(wait)
+
+    def _downloaded(self, call: Call, file: IO[bytes], attempts: Attempts) -> float | None:
+        """One attempt: None where it is done, else seconds until the next one."""
+        timeout = httpx.Timeout(self._timeout_s, read=TRANSFER_SILENCE_S)
+        with self._http.stream(call.method, call.path, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                wait = attempts.wait_after_answer(response)
+                if wait is not None:
+                    return wait
+            raise_for(response)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+        return None
 
     def follow(self, path: str, position: StreamPosition) -> Iterator[dict[str, Any]]:
         """The items of a stream, each once, until the service says that none can follow."""

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import exists, select
+from sqlalchemy import Table, exists, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
@@ -50,6 +50,14 @@ from hdet_service.store.models import Counter, Round, Transition
 
 Counts = Mapping[str, float]
 """By how much each counter goes up; keys are what `Counter.name` holds."""
+
+_COUNTERS: Table = Counter.__table__  # type: ignore[assignment]
+_NEW = insert(_COUNTERS)
+# Run at every exchange, and building it costs more than running it.
+_RAISE = _NEW.on_conflict_do_update(
+    index_elements=[_COUNTERS.c.job_id, _COUNTERS.c.name],
+    set_={"value": _COUNTERS.c.value + _NEW.excluded.value},
+)
 
 _LABEL = re.compile(r'^(?P<name>[a-z_]+)(?:\{(?P<label>[a-z]+)="(?P<value>[^"]*)"\})?$')
 
@@ -111,14 +119,7 @@ def add_counts(session: Session, job_id: str, counts: Counts) -> None:
     ]
     if not rows:
         return
-    new = insert(Counter)
-    session.execute(
-        new.on_conflict_do_update(
-            index_elements=[Counter.job_id, Counter.name],
-            set_={"value": Counter.value + new.excluded.value},
-        ),
-        rows,
-    )
+    session.connection().execute(_RAISE, rows)
 
 
 class Standing(Protocol):

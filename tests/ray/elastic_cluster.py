@@ -1,0 +1,64 @@
+"""A Ray cluster whose nodes come and go: several raylets on one machine, in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ElasticCluster:
+    """A head that runs the driver and Ray's controller, and worker nodes of a given number of CPUs."""
+
+    def __enter__(self) -> ElasticCluster:
+        self._folder = tempfile.mkdtemp(prefix="he-")  # short: Ray puts sockets below it
+        self._before = dict(os.environ)
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        os.environ.update(
+            RAY_USAGE_STATS_ENABLED="0",
+            PYTHONPATH=os.pathsep.join(filter(None, paths)),
+            OMP_NUM_THREADS="1",
+            RAY_TMPDIR=self._folder,
+            RAY_worker_niceness="0",  # on a busy machine a nice worker hardly starts
+        )
+        Path(self._folder, "ray").mkdir()  # a cluster writes its address there, and expects the folder
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": 100 << 20,
+            },
+        )
+        ray.init(address=self._cluster.address, log_to_driver=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(self._before)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add(self, num_cpus: int) -> Any:
+        """A new node, ready."""
+        return self._cluster.add_node(num_cpus=num_cpus, object_store_memory=100 << 20)
+
+    def remove(self, node: Any, *, gracefully: bool = False) -> None:
+        """Take a node away: by SIGKILL, or with notice (SIGTERM)."""
+        self._cluster.remove_node(node, allow_graceful=gracefully)
+
+    def controller_log(self) -> str:
+        """What Ray's controllers of all runs so far have said, and the workers."""
+        logs = Path(self._folder, "ray").glob("session_*/logs/train/*.log")
+        return "\n".join(path.read_text() for path in logs)

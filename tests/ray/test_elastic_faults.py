@@ -1,0 +1,54 @@
+"""Workers that die or stop: the run goes on without them, and says which it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+
+from tests.ray.elastic_cluster import ElasticCluster
+from tests.ray.elastic_runs import ElasticRun
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+HARMED_STEP = 12
+"""In mid-round: rounds have 5 steps."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ElasticCluster]:
+    with ElasticCluster() as cluster:
+        cluster.add(3)
+        yield cluster
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stopped_worker_is_named_and_the_run_goes_on(
+    cluster: ElasticCluster, tmp_path: Path, rank: int
+) -> None:
+    harm = {"rank": rank, "step": HARMED_STEP, "signal": "SIGSTOP"}
+    run = ElasticRun(tmp_path, (1, 3), {"harm": harm}, collective_timeout_s=20)
+    run.wait_for_rounds(3, after_step=HARMED_STEP + 10)
+    run.finish()
+    pid = json.loads((tmp_path / "harmed").read_text())["pid"]
+    assert not os.path.exists(f"/proc/{pid}")  # nobody had to kill it
+    told = cluster.controller_log()
+    assert f"rank {rank} " in told
+    assert f"pid {pid}) has been silent for" in told
+    assert f"in round {HARMED_STEP // 5} at step {HARMED_STEP}" in told
+
+
+def test_a_killed_worker_costs_the_steps_since_the_newest_checkpoint(
+    cluster: ElasticCluster, tmp_path: Path
+) -> None:
+    run = ElasticRun(tmp_path, (1, 3), {"harm": {"rank": 1, "step": HARMED_STEP, "signal": "SIGKILL"}})
+    run.wait_for_rounds(3, after_step=HARMED_STEP + 10)
+    run.finish()
+    repeats = sorted(line["step"] for line in run.lines() if line["replica"] == 0)
+    twice = {step for step in repeats if repeats.count(step) > 1}
+    assert twice <= set(range(HARMED_STEP - 10, HARMED_STEP + 1))
