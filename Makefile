@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCHMARKS := converge scheduler_step throughput search startup quality controller
-TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py
+TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py service/hdet_service
 
 # One thread a process: several replicas share the cores of one machine.
 export OMP_NUM_THREADS ?= 1

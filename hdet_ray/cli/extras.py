@@ -20,7 +20,6 @@ _IN_SERVICE_EXTRA = frozenset(
         "pydantic",
         "pydantic_settings",
         "sqlalchemy",
-        "sse_starlette",
         "ulid",
         "uvicorn",
         "yaml",

@@ -12,7 +12,7 @@ from torch import Tensor
 _FIRST_ROOM = 256
 
 _SCALED_IN_ONE_PASS = (torch.float32, torch.float16, torch.bfloat16)
-"""Types that torch's kernel for loss scaling multiplies as `mul_` does, bit for bit; it takes a 32-bit factor."""
+"""Types that torch's kernel for loss scaling multiplies as `mul_` does, bit for bit, with a 32-bit factor."""
 
 
 class GradientFlags:

@@ -81,7 +81,11 @@ class LossNotes(UserCallback):
         """Called by Ray, in the process that steers the workers."""
         ranks = sorted(worker_exceptions)
         cause = last_line(worker_exceptions[ranks[0]]) if ranks else "unknown"
-        data = {"ranks": ranks[:100], "message": f"{len(ranks)} of the workers failed: {cause}"[:2000]}
+        data = {
+            "ranks": ranks[:100],
+            "message": f"{len(ranks)} of the workers failed: {cause}"[:2000],
+            "at_s": time.time(),
+        }
         # In a thread: the restart of the workers must not wait for it.
         threading.Thread(
             target=self._notes.tell, args=("lost", data), kwargs={"patience_s": 10.0}, daemon=True

@@ -11,7 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hdet_ray.core.codec import digest_of_json, to_json
@@ -94,6 +94,7 @@ class Outbox:
         self._rounds: deque[Due] = deque()
         self._notes: deque[NoteRequest] = deque(maxlen=MAX_NOTES)
         self._is_broken = False
+        self._has_begun = False
 
     @property
     def is_idle(self) -> bool:
@@ -126,7 +127,14 @@ class Outbox:
         return True
 
     def open(self, state: ScheduleState) -> None:
-        """An attempt begins at this state."""
+        """An attempt begins at this state: the first one, or one whose loop has loaded a state of its own.
+
+        What an earlier one left undelivered stands in the run's ledger, and is asked for if it counts.
+        """
+        if self._has_begun:
+            self.identity = replace(self.identity, attempt=self.identity.attempt + 1)
+        self._has_begun = True
+        self._rounds.clear()
         self._to_open = state
 
     def put(self, due: Due) -> None:

@@ -130,11 +130,14 @@ class _ReplicaBackend(_TorchBackend):  # type: ignore[misc]
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: ReplicaTorchConfig) -> None:
-        """Leave the group in order where all loops have ended. Else the processes are about to end, and
-        taking leave of ranks that are gone or stopped costs Ray half a minute."""
+        """Leave the group in order where all loops have ended. Else the processes are about to be ended, and
+        taking leave of ranks that are gone or stopped costs half a minute."""
         status = worker_group.get_latest_poll_status()
         if status is not None and status.finished and not status.errors:
             super().on_shutdown(worker_group, backend_config)
+        elif status is not None and status.errors:
+            for worker in worker_group.get_workers():  # as Ray does, when it has waited for their answer
+                ray.kill(worker.actor)
 
 
 def _store_address() -> tuple[str, int]:

@@ -75,7 +75,6 @@ class RemoteControl:
         telemetry: Telemetry | None = None,
         courier: Courier | None = None,
     ) -> None:
-        self.identity = identity
         self.ledger = ledger
         self._timeout_s = control_timeout_s
         self._telemetry = telemetry
@@ -83,6 +82,11 @@ class RemoteControl:
         self._courier = courier or ThreadCourier()
         self._lag = (0, 0)
         """A round, and how many were undelivered then."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who speaks."""
+        return self._outbox.identity
 
     @property
     def directive(self) -> Directive | None:
@@ -97,7 +101,7 @@ class RemoteControl:
         """
         if self.ledger is not None:
             open_ledger(self.ledger, state)
-        self._outbox.open(state)
+        self._courier.change(lambda: self._outbox.open(state))
         self._courier.start(self._outbox)
         self._courier.wait(lambda: self._outbox.is_idle or self._has_broken(), self._timeout_s)
         self._check_fence()

@@ -109,7 +109,10 @@ def _beating(place: Place | None, settings: WorkerSettings, stack: ExitStack) ->
 def _fail_at_once(error: CollectiveError) -> None:
     """Tell Ray's controller now: the loop's thread waits in a collective, and nothing can call it out."""
     queue = get_train_context().execution_context.training_thread_runner.get_exception_queue()
-    queue.put(construct_user_exception_with_traceback(error))
+    try:
+        raise error
+    except CollectiveError as raised:  # Ray writes down the traceback of what is being handled
+        queue.put(construct_user_exception_with_traceback(raised))
 
 
 def _lead_surplus(place: Place | None, stack: ExitStack) -> None:

@@ -294,10 +294,7 @@ def read_state(home: Path) -> Running | None:
 
 def with_new_head(running: Running, *, num_cpus: int | None = None) -> Running:
     """The same service on a new head, remembered."""
-    head = start_head(running.settings, num_cpus=num_cpus)
-    renewed = replace(_running(running.settings, head.address, head), supervisor=running.supervisor)
-    write_state(renewed)
-    return renewed
+    return _on_own_head(running.settings, num_cpus, running.supervisor)
 
 
 def ensure_actor(running: Running) -> None:
@@ -313,9 +310,19 @@ def ensure_actor(running: Running) -> None:
 def _with_own_head(settings: Settings, num_cpus: int | None, say: Callable[[str], None]) -> Running:
     check_port(settings)
     say("Starting Ray …")
-    head = start_head(settings, num_cpus=num_cpus)
-    running = _running(settings, head.address, head)
-    write_state(running)
+    return _on_own_head(settings, num_cpus, None)
+
+
+def _on_own_head(settings: Settings, num_cpus: int | None, supervisor: ProcessId | None) -> Running:
+    def remember(head: Head) -> None:
+        write_state(replace(_running(settings, head.address, head), supervisor=supervisor))
+
+    start_head(settings, num_cpus=num_cpus, remember=remember)
+    running = read_state(settings.home)
+    if running is None:
+        raise ClusterError(
+            f"another `hdet down` of {settings.home} ended what was starting; run `hdet up` again"
+        )
     return running
 
 

@@ -30,8 +30,8 @@ def record(session: Session, job_id: str, type: str, data: Mapping[str, Any], at
         session.flush()  # what the event tells of comes first
     row = {"job_id": job_id, "type": type, "data": dict(data), "at_s": at_s}
     # Ids grow in the order of commits, since one thread writes. Past the ORM: each round leaves an event.
-    (event_id,) = session.connection().execute(_INSERT, row).inserted_primary_key
-    event = Event(id=event_id, **row)
+    key = session.connection().execute(_INSERT, row).inserted_primary_key
+    event = Event(id=key and key[0], **row)
     add_counts(session, job_id, counts_of_event(type, data))
     session.info.setdefault(_IN_SESSION, []).append(as_dict(event))
     return event

@@ -169,16 +169,16 @@ def receive(
         return Refused(status="resync", message="the run was not opened by this attempt")
     if request.round > standing.round:
         return Refused(status="resync", message=f"round {standing.round} is due here")
-    report = from_json(RoundReport, request.report)
+    report: RoundReport = from_json(RoundReport, request.report)
+    if not report.replicas or report.round != request.round:
+        raise LedgerError(
+            f"round {request.round} reports {len(report.replicas)} replicas of round {report.round}"
+        )
     if request.round < standing.round:
         return _known_round(standing, request, report, queue, stored)
+    standing = _for_replicas(standing, len(report.replicas))
     if report.plan_digest != standing.plan_digest:
         return _after_lost_answer(standing, request, report, queue, stored)
-    if len(report.replicas) != standing.plan.num_replicas:
-        raise LedgerError(
-            f"round {report.round} reports {len(report.replicas)} replicas, its plan has "
-            f"{standing.plan.num_replicas}"
-        )
     return _decided(standing, request, report, _waiting(queue))
 
 
@@ -197,6 +197,14 @@ def line_leads_to(line: str | None, state: ScheduleState, told: Mapping[str, Any
     item = json.loads(line)
     is_same = told is None or all(item.get(name) == value for name, value in told.items())
     return is_same and item.get("state_digest") == digest(state)
+
+
+def _for_replicas(standing: Standing, num_replicas: int) -> Standing:
+    """The running round as so many replicas trained it: an attempt that is delivered late had its own size."""
+    if num_replicas == standing.plan.num_replicas:
+        return standing
+    plan = plan_for(standing.state, num_replicas)
+    return replace(standing, plan=plan, plan_digest=digest(plan))
 
 
 def _decided(

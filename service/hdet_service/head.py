@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,13 +88,14 @@ class Head:
         )
 
 
-def start_head(settings: Settings, *, num_cpus: int | None) -> Head:
+def start_head(settings: Settings, *, num_cpus: int | None, remember: Callable[[Head], None]) -> Head:
     """Start a head and wait until it takes connections.
 
     Args:
         settings: Of the service.
         num_cpus: Logical CPUs that it offers; None: more than the machine has, so that replicas of a small
             job may share cores.
+        remember: Told of it before it is waited for: whatever happens then, `down` finds it.
 
     Raises:
         HeadError: it ended, or did not answer in time; says what its log says.
@@ -114,6 +116,7 @@ def start_head(settings: Settings, *, num_cpus: int | None) -> Head:
             cwd=temp_dir,
         )
     head = Head(cluster_id=cluster_id, address=address, process=ProcessId.of(child.pid), temp_dir=temp_dir)
+    remember(head)
     try:
         _wait_for(child, ports["dashboard-port"], log)
     except HeadError:

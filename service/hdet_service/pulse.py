@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class _Beat:
     last_s: float
     usual_round_s: float | None = None
-    attempt: int = 0
+    opened_s: float = 0.0
+    """When its newest attempt began."""
     lost_attempt: int = 0
     """Reports of this attempt and of older ones prove nothing any more: its group is gone."""
     is_settled: bool = False
@@ -33,24 +34,29 @@ class Pulse:
     def opened(self, job_id: str, now_s: float) -> None:
         """A new attempt has begun."""
         lost = self._beats[job_id].lost_attempt if job_id in self._beats else 0
-        self._beats[job_id] = _Beat(last_s=now_s, lost_attempt=lost)
+        self._beats[job_id] = _Beat(last_s=now_s, opened_s=now_s, lost_attempt=lost)
 
     def reported(self, job_id: str, attempt: int, now_s: float) -> bool:
         """Note a report; whether the job's state has to follow it."""
         beat = self._beats.get(job_id)
         if beat is None:
-            self._beats[job_id] = _Beat(last_s=now_s, attempt=attempt)
+            self._beats[job_id] = _Beat(last_s=now_s)
             return True
         taken_s = max(0.0, now_s - beat.last_s)
         usual_s = beat.usual_round_s
         beat.usual_round_s = taken_s if usual_s is None else 0.8 * usual_s + 0.2 * taken_s
-        beat.last_s, beat.attempt = now_s, attempt
+        beat.last_s = now_s
         return not beat.is_settled and attempt > beat.lost_attempt
 
     def lost(self, job_id: str, attempt: int) -> None:
         """Its group is gone; the next attempt opens anew."""
         beat = self._beats.setdefault(job_id, _Beat(last_s=self._started_s))
         beat.lost_attempt, beat.is_settled = attempt, False
+
+    def has_opened_since(self, job_id: str, at_s: float) -> bool:
+        """Whether an attempt has begun after that moment."""
+        beat = self._beats.get(job_id)
+        return beat is not None and beat.opened_s > at_s
 
     def settled(self, job_id: str) -> None:
         """The job's state follows its reports."""

@@ -73,4 +73,4 @@ _NEXT: dict[State, frozenset[State]] = {
 
 def may_follow(state: State, following: State) -> bool:
     """Whether a job in ``state`` may enter ``following``; staying where it is (new reason) is allowed."""
-    return state is following and state not in TERMINAL or following in _NEXT[state]
+    return (state is following and state not in TERMINAL) or following in _NEXT[state]

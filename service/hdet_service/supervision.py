@@ -251,8 +251,6 @@ class Supervision:
         def choose(session: Session, job: Job) -> Step | None:
             nonlocal is_current
             is_current = job.submission == submission
-            if is_current and kind == "lost":
-                self._pulse.lost(job_id, job.attempt)
             return self._told(session, job, kind, data) if is_current else None
 
         await self._advance(job_id, choose)
@@ -282,6 +280,10 @@ class Supervision:
                 text = "Its entrypoint is imported" if kind == "imported" else "It waits for its workers"
                 return Step(state=state, reason=Reason.WAITING_FOR_RESOURCES, message=text)
         elif kind == "lost":
+            if self._pulse.has_opened_since(job.id, float(data.get("at_s", math.inf))):
+                job.failures += 1  # old news: the group is back already
+                return None
+            self._pulse.lost(job.id, job.attempt)
             return _lost(job, state, str(data.get("message", "")))
         elif kind == "paused" and job.wanted in PAUSES and state is State.STOPPING:
             return Step(

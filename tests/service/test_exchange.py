@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hdet_ray.config import Fixed
+from hdet_ray.core.planning import plan_for
 from hdet_ray.core.replay import read_ledger, replay
 from hdet_ray.exceptions import FencedError
 from hdet_ray.train.protocol import ControlUnavailable
@@ -174,6 +175,16 @@ def test_an_attempt_from_an_older_round_abandons_the_later_ones(run: Run) -> Non
         (1, 5),
         (2, 5),
     ]
+
+
+def test_a_loop_that_loads_an_older_state_begins_an_attempt_of_its_own(run: Run) -> None:
+    run.worker.train(5)
+    run.worker.state, run.worker.attempt = run.worker.checkpoints[3], 2
+    run.worker.plan = plan_for(run.worker.state, 2)
+    run.worker.control.resume(run.worker.state)
+    run.worker.train(2)
+    assert_consistent(run)
+    assert run.service.job().attempt == 2
 
 
 def test_overrides_of_abandoned_rounds_are_queued_again(run: Run) -> None:

@@ -14,7 +14,6 @@ from hdet_ray.core.decide import decide, start
 from hdet_ray.core.overrides import Freeze, Override
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState, state_to_json
-from hdet_ray.exceptions import LedgerError
 from hdet_ray.train.protocol import ExchangeRequest, OpenRequest
 from hdet_service.exchange import Queued, Refused, Repeated, Standing, Taken, fence, opened, receive
 from hdet_service.rewind import Known, Opened, begin
@@ -168,12 +167,22 @@ def test_commands_that_a_delivered_line_brings_along_leave_the_queue() -> None:
     assert taken.folded == {2: 1}
 
 
-def test_a_report_of_the_wrong_number_of_replicas_is_refused() -> None:
+def test_a_report_of_another_number_of_replicas_than_its_plan_is_for_is_not_taken() -> None:
     chain = Chain()
     report = make_report(chain.standing.plan)
-    report = replace(report, replicas=report.replicas * 2)
-    with pytest.raises(LedgerError, match="4 replicas"):
-        chain.receive(request_of(report, chain.states[0], is_decided=False))
+    refused = chain.receive(request_of(replace(report, replicas=report.replicas * 2), chain.states[0]))
+    assert isinstance(refused, Refused)
+    assert refused.status == "resync"
+
+
+def test_a_delivered_round_may_be_of_an_attempt_of_another_size() -> None:
+    chain = Chain().train(2)
+    state = chain.standing.state
+    report = make_report(opened(state, 5, 1).plan)
+    taken = chain.receive(request_of(report, state, is_decided=True))
+    assert isinstance(taken, Taken)
+    assert taken.finished is not None
+    assert taken.finished.num_replicas == 5
 
 
 def test_what_a_report_confirms_is_the_state_of_the_plan_that_it_followed() -> None:

@@ -209,7 +209,7 @@ def test_many_more_walks_hold_it_too() -> None:
     run_state_machine_as_test(
         ExchangeMachine,
         settings=settings(
-            max_examples=200,
+            max_examples=100,
             stateful_step_count=50,
             deadline=None,
             derandomize=True,

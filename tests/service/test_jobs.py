@@ -275,6 +275,15 @@ def test_lost_workers_show_as_degraded_until_the_next_attempt(driven: Driven) ->
     assert spec.max_failures == 1  # two of three are used up: one by Ray's restart, one by ours
 
 
+def test_a_loss_that_is_heard_of_after_the_group_is_back_degrades_nothing(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.now_s += 10
+    driven.open(job_id, attempt=2)
+    driven.note(job_id, "lost", message="1 of the workers failed", at_s=driven.now_s - 5)
+    job = driven.job(job_id)
+    assert (job.state, job.failures) == ("RUNNING", 1)
+
+
 # ---- cancel, pause, resume, rollback, delete
 
 
