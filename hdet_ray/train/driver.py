@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _PATIENCE_S = 60.0
 """How long the last word is repeated while the controller is away; its exit code says the same."""
 
+_RESIZE_INTERVAL_S = 15.0
+"""How often Ray looks for added capacity while a group trains."""
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -147,7 +150,8 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
-            num_workers=int(replicas["max"]) * ranks_per_replica,
+            num_workers=_num_workers(replicas),
+            elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
             use_gpu=gpus > 0,
             resources_per_worker=resources,
         ),
@@ -158,6 +162,12 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
             callbacks=[LossNotes(notes)],  # type: ignore[list-item]  # typed for Ray's old API
         ),
     )
+
+
+def _num_workers(replicas: Mapping[str, Any]) -> int | tuple[int, int]:
+    """Workers of a job: a range where its replicas are one."""
+    smallest, largest = (int(replicas[end]) * int(replicas["ranks_per_replica"]) for end in ("min", "max"))
+    return largest if smallest == largest else (smallest, largest)
 
 
 def _failed(error: BaseException) -> End:

@@ -200,7 +200,7 @@ def line_leads_to(line: str | None, state: ScheduleState, told: Mapping[str, Any
 
 
 def _for_replicas(standing: Standing, num_replicas: int) -> Standing:
-    """The running round as so many replicas trained it: an attempt that is delivered late had its own size."""
+    """The running round as so many replicas trained it: one that is delivered late had its own size."""
     if num_replicas == standing.plan.num_replicas:
         return standing
     plan = plan_for(standing.state, num_replicas)

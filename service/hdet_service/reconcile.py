@@ -94,6 +94,8 @@ class Step:
     not_before_s: float | None = None
     keeps_wanted: bool = False
     is_retry: bool = False
+    replicas: int | None = None
+    """How many replicas train in the new state, where that is known."""
 
 
 def next_step(

@@ -138,19 +138,20 @@ class Replicas(Strict):
     """How many replicas train, and what each rank takes."""
 
     min: int = Field(ge=1, le=MAX_REPLICAS)
+    """Below it the job waits for resources."""
     max: int = Field(ge=1, le=MAX_REPLICAS)
-    """Must equal `min` in this release."""
+    """What is asked for; with fewer the job trains on, degraded."""
     ranks_per_replica: int = Field(default=1, ge=1, le=MAX_REPLICAS)
     """Processes that train one replica together, data-parallel."""
     gpus_per_rank: Devices = 0
     cpus_per_rank: Devices = 1
 
     @model_validator(mode="after")
-    def _check_fixed(self) -> Self:
-        if self.min != self.max:
+    def _check_range(self) -> Self:
+        if self.min > self.max:
             raise ValueError(
-                f"min={self.min} and max={self.max} differ, and a group that changes its size is not built "
-                f"yet; give both the same value, as {self.max}"
+                f"min={self.min} is above max={self.max}; swap them, or give both the same value for a group "
+                "that keeps its size"
             )
         return self
 

@@ -228,14 +228,16 @@ class Supervision:
         job_id, resumed_round = str(request["job"]), request.get("resumed_round")
         self._pulse.opened(job_id, self._store.clock())
         start = "the start" if resumed_round is None else f"round {resumed_round}"
-        text = f"Attempt {request['attempt']}: {request['num_replicas']} replicas, from {start}"
-        await self._advance(job_id, lambda _, job: _trains(job, text))
+        replicas = int(request["num_replicas"])
+        text = f"Attempt {request['attempt']}: {replicas} replicas, from {start}"
+        await self._advance(job_id, lambda _, job: _trains(job, text, replicas))
 
     async def reported(self, request: Mapping[str, Any]) -> None:
         """A round's report came: its job trains. Nothing is written where that is known."""
         job_id, attempt = str(request["job"]), int(request["attempt"])
         if self._pulse.reported(job_id, attempt, self._store.clock()):
-            await self._advance(job_id, lambda _, job: _trains(job, f"Attempt {attempt} reports"))
+            text = f"Attempt {attempt} reports"
+            await self._advance(job_id, lambda _, job: _trains(job, text, job.replicas_present))
             self._pulse.settled(job_id)
 
     async def note(self, request: Mapping[str, Any]) -> bool:
@@ -328,6 +330,8 @@ class Supervision:
                 data = {"failures": job.failures, "reason": step.reason.value, "message": step.message}
                 record(session, job.id, "retry", data, now_s)
             enter(session, job, step.state, step.reason, step.message, now_s)
+            if step.replicas is not None:
+                job.replicas_present = step.replicas
             job.not_before_s = step.not_before_s
             if not step.keeps_wanted:
                 job.wanted = None
@@ -365,8 +369,20 @@ def _lost(job: Job, state: State, message: str) -> Step | None:
     return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
 
 
-def _trains(job: Job, message: str) -> Step | None:
-    if State(job.state) not in (State.STARTING, State.DEGRADED):
+def _trains(job: Job, message: str, replicas: int) -> Step | None:
+    """A group trains. With fewer replicas than asked for it is degraded, until a larger group begins."""
+    state, wanted = State(job.state), int(job.spec["replicas"]["max"])
+    if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
+        return None
+    if 0 < replicas < wanted:
+        was_lost = Reason(job.reason) is Reason.REPLICA_LOST
+        return Step(
+            state=State.DEGRADED,
+            reason=Reason.REPLICA_LOST if was_lost else Reason.RESIZING,
+            message=f"{replicas} of {wanted} replicas train. {message}",
+            replicas=replicas,
+        )
+    if state is State.RUNNING:
         return None
     return Step(state=State.RUNNING, reason=Reason.RUNNING, message=message)
 

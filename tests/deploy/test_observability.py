@@ -84,6 +84,7 @@ def _submit(client: HDETClient, package: str, hdet: dict[str, object], total_ste
             "runtime_env": {"working_dir": package},
             "replicas": {"min": 4, "max": 4},
             "hdet": hdet,
+            "checkpoint": {"keep": 50},  # none is pruned while the run is asked to go back to it
         }
     )
     return job["id"]
@@ -139,7 +140,12 @@ def _roll_back(client: HDETClient, job: str) -> None:
     to = min(checkpoint["round"] for checkpoint in client.checkpoints(job))
     attempt = client.job(job)["attempt"]
     client.rollback(job, to, reason="to see it on the dashboard")
-    wait_for(lambda: client.job(job)["attempt"] > attempt, "a new attempt runs", limit_s=300.0)
+
+    def is_new() -> bool:
+        _check_goes_on(client, job)
+        return client.job(job)["attempt"] > attempt
+
+    wait_for(is_new, "a new attempt runs", limit_s=300.0)
     _wait_for_round(client, job, to + 10)
 
 

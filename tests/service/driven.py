@@ -97,7 +97,7 @@ class Driven:
         request = {"protocol": PROTOCOL, "job": job_id, "submission": number, "kind": kind, "data": data}
         return str(self.run(self.controller.call("note", request))["status"])
 
-    def open(self, job_id: str, attempt: int = 1) -> None:
+    def open(self, job_id: str, attempt: int = 1, num_replicas: int = 2) -> None:
         """A worker group begins an attempt."""
         request = {
             "protocol": PROTOCOL,
@@ -105,7 +105,7 @@ class Driven:
             "attempt": attempt,
             "submission": self.job(job_id).submission,
             "state": state_to_json(start(config_of(Auto()), 2)[0]),
-            "num_replicas": 2,
+            "num_replicas": num_replicas,
         }
         assert self.run(self.controller.call("open", request))["status"] == "ok"
 

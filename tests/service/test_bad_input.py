@@ -71,7 +71,7 @@ def _fields(answer: httpx.Response) -> list[str]:
         ({"replicas": {"min": True, "max": 1}}, "replicas.min"),
         ({"replicas": {"min": 0, "max": 0}}, "replicas.min"),
         ({"replicas": {"min": 2000, "max": 2000}}, "replicas.min"),
-        ({"replicas": {"min": 1, "max": 3}}, "replicas"),
+        ({"replicas": {"min": 3, "max": 1}}, "replicas"),
         ({"replicas": {"min": 2, "max": 2, "gpus_per_rank": 1.5}}, "replicas.gpus_per_rank"),
         ({"replicas": {"min": 2, "max": 2, "cpus_per_rank": "1"}}, "replicas.cpus_per_rank"),
         ({"replicas": None}, "replicas"),
@@ -112,9 +112,13 @@ def test_what_a_spec_must_not_say_is_refused_by_its_field(
     assert field in _fields(_submit(served, {**SPEC, **change}))
 
 
-def test_replicas_that_may_change_are_refused_with_the_remedy(served: Served) -> None:
-    answer = _submit(served, {**SPEC, "replicas": {"min": 1, "max": 3}})
-    assert "give both the same value, as 3" in answer.json()["errors"][0]["message"]
+def test_a_range_of_replicas_the_wrong_way_round_is_refused_with_the_remedy(served: Served) -> None:
+    answer = _submit(served, {**SPEC, "replicas": {"min": 3, "max": 1}})
+    assert "min=3 is above max=1; swap them" in answer.json()["errors"][0]["message"]
+
+
+def test_replicas_may_change_between_a_minimum_and_a_maximum(served: Served) -> None:
+    assert _submit(served, {**SPEC, "replicas": {"min": 1, "max": 3}}).status_code == 201
 
 
 @pytest.mark.parametrize("missing", ["name", "entrypoint", "replicas"])

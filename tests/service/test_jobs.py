@@ -260,6 +260,20 @@ def test_an_older_drivers_words_are_not_listened_to(driven: Driven) -> None:
     assert driven.state(job_id) == ("STARTING", "Starting")
 
 
+def test_fewer_replicas_than_asked_for_are_degraded_until_all_are_there(driven: Driven) -> None:
+    job_id = driven.submit_running(replicas={"min": 1, "max": 2})
+    driven.open(job_id, attempt=2, num_replicas=1)
+    job = driven.job(job_id)
+    assert (job.state, job.reason, job.replicas_present) == ("DEGRADED", "Resizing", 1)
+    assert job.message.startswith("1 of 2 replicas train")
+    driven.open(job_id, attempt=3, num_replicas=2)
+    assert driven.state(job_id) == ("RUNNING", "Running")
+    driven.note(job_id, "lost", message="1 of the workers failed", ranks=[1])
+    driven.open(job_id, attempt=4, num_replicas=1)
+    job = driven.job(job_id)
+    assert (job.state, job.reason, job.replicas_present) == ("DEGRADED", "ReplicaLost", 1)
+
+
 def test_lost_workers_show_as_degraded_until_the_next_attempt(driven: Driven) -> None:
     job_id = driven.submit_running(max_failures=3)
     driven.note(job_id, "lost", message="1 of the workers failed", ranks=[1])
