@@ -20,10 +20,8 @@ JOB_TIMEOUT_S=${JOB_TIMEOUT_S:-300}
 
 main() {
   mkdir -p "$WORK"
-  buildah inspect --type image "$BASE" >/dev/null 2>&1 || make_base
-  step "building $IMAGE"
-  buildah build --pull-never --format docker --file deploy/Dockerfile --tag "$IMAGE" \
-    --build-arg PYTHON_IMAGE="$BASE" --build-arg TORCH_CPU_INDEX= --volume /etc/resolv.conf:/etc/resolv.conf:ro "$@" .
+  # REUSE_IMAGE=1: try once more what the last run has built.
+  [[ -n "${REUSE_IMAGE:-}" ]] || build "$@"
   container=$(buildah from --pull-never "$IMAGE")
   ROOTFS=$(buildah mount "$container")
   export WORK ROOTFS PORT READY_TIMEOUT_S JOB_TIMEOUT_S
@@ -33,6 +31,13 @@ main() {
   rm -rf "$WORK/run" && mkdir -p "$WORK/run"
   # A network of its own: the machine's ports and other Rays on it stay out of this.
   unshare --net --mount --pid --fork --mount-proc --kill-child bash "$0" inside
+}
+
+build() {
+  buildah inspect --type image "$BASE" >/dev/null 2>&1 || make_base
+  step "building $IMAGE"
+  buildah build --pull-never --format docker --file deploy/Dockerfile --tag "$IMAGE" \
+    --build-arg PYTHON_IMAGE="$BASE" --build-arg TORCH_CPU_INDEX= --volume /etc/resolv.conf:/etc/resolv.conf:ro "$@" .
 }
 
 make_base() {
@@ -72,6 +77,7 @@ inside() {
   ip link set lo up
   # Ray wants an address that is not loopback, as a pod has one.
   ip address add 10.88.0.2/24 dev lo
+  ip route add default dev lo src 10.88.0.2
   mkdir -p "$WORK"/run/{state,session,checkpoints,shm}
   chown 10001:10001 "$WORK"/run/{state,session,checkpoints}
   chmod 0700 "$WORK/run/state"
@@ -114,15 +120,16 @@ as_contained() {
   mount --bind "$WORK/run/$NAME/home" "$ROOTFS/home/hdet"
   mount --bind "$WORK/run/state" "$ROOTFS/var/lib/hdet"
   mount --bind "$WORK/run/checkpoints" "$ROOTFS/checkpoints"
-  exec env -i PATH=/opt/hdet/bin:/usr/local/bin:/usr/bin:/bin HOME=/home/hdet USER=hdet PYTHONUNBUFFERED=1 \
+  exec chroot --userspec=10001:10001 "$ROOTFS" \
+    /usr/bin/env -i PATH=/opt/hdet/bin:/usr/local/bin:/usr/bin:/bin HOME=/home/hdet USER=hdet PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1 TERM=dumb \
     HDET_HOME=/var/lib/hdet HDET_HOST=0.0.0.0 HDET_PORT="$PORT" HDET_INSECURE_I_KNOW=true HDET_STORAGE=/checkpoints/runs \
-    RAY_AUTH_MODE=token RAY_AUTH_TOKEN="$(cat "$WORK/run/ray_token")" \
-    chroot --userspec=10001:10001 "$ROOTFS" "$@"
+    RAY_AUTH_MODE=token RAY_AUTH_TOKEN="$(cat "$WORK/run/ray_token")" "$@"
 }
 
 wait_until_ready() {
   until curl --silent --fail --output /dev/null http://127.0.0.1:$PORT/readyz; do
+    [[ $(jobs -pr | wc -l) == 2 ]] || return 1 # one of the two has ended
     ((SECONDS < READY_TIMEOUT_S)) || return 1
     sleep 1
   done

@@ -210,9 +210,9 @@ def _getter(kind: Any) -> Any:
 def _dataclass_from_json(kind: Any, data: Json, where: str) -> Any:
     _expect(data, dict, where)
     names, whole = _plain_types(kind)
-    if tuple(data) == names and tuple(map(type, data.values())) in whole:
-        return _made(kind, data, where)  # a report has a thousand of these
     fields = _fields(kind)
+    if names and data.keys() == fields.keys() and tuple([type(data[name]) for name in names]) in whole:
+        return _made(kind, data, where)  # a report has a thousand of these
     unknown = data.keys() - fields.keys() - {"nonfinite", "kind"}
     if unknown:
         raise LedgerError(f"{where or kind.__name__}: unknown field {sorted(unknown)[0]!r}")

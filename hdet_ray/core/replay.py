@@ -96,7 +96,14 @@ class EncodedRound:
     state_digest: str
 
 
-def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleState) -> EncodedRound:
+def encode_round(
+    attempt: int,
+    report: RoundReport,
+    plan: Plan,
+    state: ScheduleState,
+    *,
+    report_text: str | None = None,
+) -> EncodedRound:
     """Write one round down, with each part encoded once: in the line it stands as its digest reads it.
 
     Args:
@@ -104,8 +111,11 @@ def encode_round(attempt: int, report: RoundReport, plan: Plan, state: ScheduleS
         report: The round's report.
         plan: The next round's plan.
         state: The state that `decide` gave with it.
+        report_text: The report's canonical text, where it is at hand.
     """
-    report_text, plan_text = canonical_text(to_json(report)), canonical_text(to_json(plan))
+    if report_text is None:
+        report_text = canonical_text(to_json(report))
+    plan_text = canonical_text(to_json(plan))
     state_digest = digest(state)
     return EncodedRound(
         line=f'{{"attempt": {attempt}, "round": {report.round}, "report": {report_text}, '

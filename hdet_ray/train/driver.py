@@ -150,8 +150,8 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
-            num_workers=_num_workers(replicas),
-            elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,
+            num_workers=_num_workers(replicas),  # type: ignore[arg-type]  # typed for Ray's old API
+            elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,  # type: ignore[call-arg]
             use_gpu=gpus > 0,
             resources_per_worker=resources,
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 from ray.train import ScalingConfig
 
@@ -36,7 +37,7 @@ def elastic_scaling(given: ScalingConfig, ranks_per_replica: int) -> ScalingConf
     Raises:
         ConfigError: No size within the range makes a replica, or a fixed number leaves workers over.
     """
-    sizes = given.num_workers
+    sizes: Any = given.num_workers  # the typed class is that of Ray's old API
     if isinstance(sizes, int):
         if sizes:  # 0 is Ray's local mode
             check_ranks_per_replica(sizes, ranks_per_replica)
@@ -56,9 +57,9 @@ def elastic_scaling(given: ScalingConfig, ranks_per_replica: int) -> ScalingConf
         )
     if smallest >= ranks_per_replica:
         return given
-    raised = copy.copy(given)
+    raised: Any = copy.copy(given)
     raised.num_workers = (ranks_per_replica, largest)
-    return raised
+    return raised  # type: ignore[no-any-return]
 
 
 def recovery_settings(collective_timeout_s: float) -> dict[str, str]:

@@ -58,6 +58,8 @@ class Beat:
     number: int
     round: int
     step: int
+    is_over: bool
+    """Its loop has ended: there is no more to come, and nobody waits for it."""
     silent: Mapping[str, float]
     """Rank 0's: for how many seconds each rank that it misses has been silent."""
 
@@ -134,7 +136,7 @@ class Liveness:
             thread.start()
 
     def stop(self) -> None:
-        """The loop has ended: this rank's silence means nothing any more."""
+        """The loop has ended: the next beat says so and is the last."""
         self._stopped.set()
 
     def beat(self) -> None:
@@ -144,7 +146,13 @@ class Liveness:
         silent = {
             str(rank): age for rank, age in self._ages().items() if age > self._limit(_TOLD_AFTER_BEATS)
         }
-        own = Beat(number=self._number, round=round, step=step, silent=silent if self._rank == 0 else {})
+        own = Beat(
+            number=self._number,
+            round=round,
+            step=step,
+            is_over=self._stopped.is_set(),
+            silent=silent if self._rank == 0 else {},
+        )
         self._store.set(_beat_key(self._rank), json.dumps(asdict(own)))
         self._listen(range(self._num_ranks) if self._listens_to_all else (0,))
         self._answered_at = self._clock()
@@ -157,7 +165,7 @@ class Liveness:
         ages = self._ages()
         if not self._listens_to_all and 0 in self._heard:
             beat, heard_at = self._heard[0]
-            lag = self._clock() - heard_at
+            lag = 0.0 if beat.is_over else self._clock() - heard_at
             ages |= {int(rank): age + lag for rank, age in beat.silent.items()}
         return [self._suspect(rank, age) for rank, age in sorted(ages.items()) if age > after_s]
 
@@ -181,12 +189,13 @@ class Liveness:
         return None if not suspects else _error_about(suspects, f"a collective failed: {first_line(error)}")
 
     def _beat_loop(self) -> None:
-        while not self._stopped.is_set():
+        is_over = False
+        while not is_over:
+            is_over = self._stopped.wait(self._interval_s)
             try:
                 self.beat()
             except (RuntimeError, dist.DistError) as error:
                 logger.debug("no beat: rank=%d error=%s", self._rank, first_line(error))
-            self._stopped.wait(self._interval_s)
 
     def _watch_loop(self) -> None:
         while not self._stopped.wait(self._interval_s):
@@ -213,7 +222,8 @@ class Liveness:
 
     def _ages(self) -> dict[int, float]:
         # Measured from the newest answer: while the store is silent nobody can be heard.
-        return {rank: self._answered_at - at for rank, (_, at) in self._heard.items()}
+        heard = self._heard.items()
+        return {rank: self._answered_at - at for rank, (beat, at) in heard if not beat.is_over}
 
     def _behind(self) -> list[Suspect]:
         """Ranks that beat, but are at an earlier step than others."""

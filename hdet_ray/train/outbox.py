@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hdet_ray.core.codec import digest_of_json, to_json
+from hdet_ray.core.codec import canonical_text, digest_of_json, to_json
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState, state_to_json
 from hdet_ray.train.protocol import (
@@ -234,13 +234,20 @@ class Outbox:
             return
         logger.warning("controller lacks rounds: round=%d cause=%s", state.round, answer.message)
         first = answer.from_round
-        if first is None or not self._redeliver(first, state.round):
+        if (
+            first is None
+            or not self._has_same_line(first - 1, answer)
+            or not self._redeliver(first, state.round)
+        ):
             first = self._go_back(state.round)
             if first is not None:
                 self._redeliver(first, state.round)
         answer = self._call("open", self._opening(state))
         if answer.status == "resync":
             self._call("adopt", self._opening(state))
+
+    def _has_same_line(self, round: int, answer: Answer) -> bool:
+        return self._lines is not None and answer.line in (None, self._lines.signature(round))
 
     def _go_back(self, round: int) -> int | None:
         """Open at the newest earlier state that the controller knows too; its round, or None.
@@ -268,7 +275,7 @@ class Outbox:
                 line_attempt=item["attempt"],
                 round=item["round"],
                 epoch_seen=self.epoch_seen,
-                report=item["report"],
+                report=canonical_text(item["report"]),
                 decided={"plan_digest": digest_of_json(item["plan"])},
             )
             if self._call("exchange", request).status == "resync":
@@ -301,7 +308,7 @@ class Outbox:
             submission=self.identity.submission,
             round=due.report.round,
             epoch_seen=self.epoch_seen,
-            report=to_json(due.report),
+            report=canonical_text(to_json(due.report)),
             decided=None if due.plan_digest is None else {"plan_digest": due.plan_digest},
             telemetry=due.telemetry,
         )

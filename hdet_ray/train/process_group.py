@@ -20,6 +20,8 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.worker_group import ExecutionGroup
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 from hdet_ray.train.elastic import workers_in_replicas
 
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ReplicaTorchConfig(TorchConfig):  # type: ignore[misc]  # Ray's classes are untyped
+class ReplicaTorchConfig(TorchConfig):
     """A TorchConfig that knows how many ranks a replica has."""
 
     ranks_per_replica: int = 1
@@ -66,9 +68,9 @@ class Place:
         """Workers that are left over."""
         return self.num_workers - self.num_ranks
 
-    def connect(self, timeout_s: float) -> dist.TCPStore:
+    def connect(self, timeout_s: float) -> TCPStore:
         """A client of its own: calls through one client wait for each other."""
-        return dist.TCPStore(
+        return TCPStore(
             self.store_host,
             self.store_port,
             is_master=False,
@@ -88,7 +90,7 @@ def current_place() -> Place | None:
     return _Here.place
 
 
-class _Members(ExecutionGroup):  # type: ignore[misc]
+class _Members(ExecutionGroup):
     """The workers of a group that form replicas."""
 
     def __init__(self, group: Any, num_ranks: int) -> None:
@@ -107,10 +109,10 @@ class _Members(ExecutionGroup):  # type: ignore[misc]
         return resources
 
 
-class _ReplicaBackend(_TorchBackend):  # type: ignore[misc]
+class _ReplicaBackend(_TorchBackend):
     """Ray's, but for who takes part, and for how it ends."""
 
-    def on_start(self, worker_group: Any, backend_config: ReplicaTorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         num_workers = len(worker_group)
         num_ranks = workers_in_replicas(num_workers, backend_config.ranks_per_replica)
         members = _Members(worker_group, num_ranks)
@@ -129,7 +131,7 @@ class _ReplicaBackend(_TorchBackend):  # type: ignore[misc]
             ]
         )
 
-    def on_shutdown(self, worker_group: Any, backend_config: ReplicaTorchConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         """Leave the group in order where all loops have ended. Else the processes are about to be ended, and
         taking leave of ranks that are gone or stopped costs half a minute."""
         status = worker_group.get_latest_poll_status()
@@ -142,8 +144,8 @@ class _ReplicaBackend(_TorchBackend):  # type: ignore[misc]
 
 def _store_address() -> tuple[str, int]:
     """Runs in rank 0."""
-    store = dist.distributed_c10d._get_default_store()  # type: ignore[no-untyped-call]
-    while isinstance(store, dist.PrefixStore):
+    store: Any = dist.distributed_c10d._get_default_store()
+    while isinstance(store, PrefixStore):
         store = store.underlying_store
     return store.host, store.port
 

@@ -76,7 +76,8 @@ class ExchangeRequest:
     """The attempt that trained the round, where an earlier one did; None: ``attempt``."""
     round: int
     epoch_seen: int = 0
-    report: Mapping[str, Any]
+    report: Any
+    """Its `canonical_text`, which the controller's line takes over as it is; its JSON will do too."""
     decided: Mapping[str, str] | None = None
     """``{"plan_digest": …}``: the run has already gone on with this plan, decided with the report's own
     commands."""
@@ -109,6 +110,9 @@ class Answer:
     directive: Directive | None = None
     from_round: int | None = None
     """``resync``: the first round whose line the controller needs again."""
+    line: Mapping[str, Any] | None = None
+    """The line before that one, as the controller has it: of another attempt than the run's own, and more is
+    needed again. Written as in `OpenRequest`."""
     message: str = ""
 
 

@@ -107,7 +107,7 @@ def show_members_only(utils: TrainFnUtils, num_ranks: int) -> None:
     vars(utils)["get_context"] = lambda: _MembersContext(num_ranks)
 
 
-class MembersDataConfig(DataConfig):  # type: ignore[misc]
+class MembersDataConfig(DataConfig):
     """Splits datasets among the workers that form replicas; a surplus worker would be waited for.
 
     Args:
@@ -139,7 +139,7 @@ class MembersDataConfig(DataConfig):  # type: ignore[misc]
         return shards + [{} for _ in range(world_size - num_ranks)]
 
 
-class _MembersContext(DistributedTrainContext):  # type: ignore[misc]
+class _MembersContext(DistributedTrainContext):
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
 
@@ -148,7 +148,7 @@ class _MembersContext(DistributedTrainContext):  # type: ignore[misc]
 
     def get_local_world_size(self) -> int:
         first = self.get_world_rank() - self.get_local_rank()
-        return min(super().get_local_world_size(), self._num_ranks - first)  # type: ignore[no-any-return]
+        return min(super().get_local_world_size(), self._num_ranks - first)
 
 
 def _await_call(store: Store, number: int) -> str:

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from typing import Any
 
-from ray.train import CheckpointConfig, DataConfig, Result, RunConfig, ScalingConfig
+from ray.exceptions import RayActorError
+from ray.train import CheckpointConfig, ControllerError, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.train.elastic import elastic_scaling, recovery_settings
+from hdet_ray.train.hopeless import EndsHopelessRuns
 from hdet_ray.train.process_group import ReplicaTorchConfig
 from hdet_ray.train.settings import defaults_in_environment
 from hdet_ray.train.surplus import MembersDataConfig
 from hdet_ray.train.warm import WarmWorkers, with_setup_hook
 from hdet_ray.train.worker import TrainLoop, WorkerSettings, within_session
 
+logger = logging.getLogger(__name__)
 
-class HDETTrainer(TorchTrainer):  # type: ignore[misc]  # Ray's classes are untyped
+
+class HDETTrainer(TorchTrainer):
     """A TorchTrainer whose workers form replicas.
 
     With ``ScalingConfig(num_workers=(min, max))`` the run goes on with whatever workers there are: each
@@ -99,9 +104,27 @@ class HDETTrainer(TorchTrainer):  # type: ignore[misc]  # Ray's classes are unty
         )
 
     def fit(self) -> Result:
-        """Train, as TorchTrainer does; Ray's settings for recovery are ours where the user has none."""
+        """Train, as TorchTrainer does; Ray's settings for recovery are ours where the user has none.
+
+        Raises:
+            TrainingFailedError: as TorchTrainer does, and at once for what trying again can't help (a
+                setting that can't work, a search that failed, …), whatever ``max_failures`` says.
+        """
+        failures = 0
         with defaults_in_environment(self._recovery_settings):
-            return super().fit()
+            while True:
+                try:
+                    return super().fit()
+                except ControllerError as error:
+                    # A worker that dies at the very moment its loop is launched: Ray takes it for a fault
+                    # of its own controller. The run goes on from its storage, as after any lost worker.
+                    failures += 1
+                    limit = _max_failures(self.run_config)
+                    if not isinstance(error.controller_failure, RayActorError) or 0 <= limit < failures:
+                        raise
+                    logger.warning(
+                        "a worker died while the group began: failures=%d error=%s", failures, error
+                    )
 
 
 def _torch_config(
@@ -131,14 +154,19 @@ def _torch_config(
 def _run_config(
     given: RunConfig | None, checkpoint_keep: int | None, *, keeps_warm_workers: bool
 ) -> RunConfig:
-    config = copy.copy(given) if given is not None else RunConfig()
+    config: Any = copy.copy(given) if given is not None else RunConfig()
     theirs = config.checkpoint_config or CheckpointConfig()
     if theirs.num_to_keep is None and theirs.checkpoint_score_attribute is None:
         config.checkpoint_config = dataclasses.replace(theirs, num_to_keep=checkpoint_keep)
+    config.callbacks = [*(config.callbacks or []), EndsHopelessRuns()]
     if keeps_warm_workers:
         config.worker_runtime_env = with_setup_hook(config.worker_runtime_env or {})
-        config.callbacks = [*(config.callbacks or []), WarmWorkers()]
-    return config
+        config.callbacks.append(WarmWorkers())
+    return config  # type: ignore[no-any-return]
+
+
+def _max_failures(config: RunConfig) -> int:
+    return config.failure_config.max_failures if config.failure_config is not None else 0
 
 
 def _dataset_config(given: DataConfig | None, ranks_per_replica: int) -> DataConfig | None:

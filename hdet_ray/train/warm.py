@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def with_setup_hook(worker_runtime_env: Mapping[str, Any]) -> dict[str, Any]:
     return {**worker_runtime_env, "env_vars": variables | {_SETUP_HOOK_VARIABLE: SETUP_HOOK}}
 
 
-class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]  # Ray's classes are untyped
+class WarmWorkers(WorkerGroupCallback):
     """Keeps as many warm processes on each node as the group has workers there. Lives in Ray's controller."""
 
     def __init__(self) -> None:
@@ -72,7 +73,11 @@ class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]  # Ray's classes a
         workers = Counter(worker.metadata.node_id for worker in worker_group.get_workers())
         # The group took what was there; nodes that it has left may be gone.
         self._spare = Counter({node: max(0, self._spare[node] - taken) for node, taken in workers.items()})
-        environment, job = worker_group.execute_single(0, _own_environment)
+        try:
+            environment, job = worker_group.execute_single(0, _own_environment)
+        except RayError as error:  # a worker that has died again: Ray's own look will find it
+            logger.warning("no warm workers: error=%s", error)
+            return
         self._timer = threading.Timer(_DELAY_S, self._fill, [workers, environment, job])
         self._timer.daemon = True
         self._timer.start()
@@ -87,7 +92,7 @@ class WarmWorkers(WorkerGroupCallback):  # type: ignore[misc]  # Ray's classes a
     def _fill(self, wanted: Mapping[str, int], environment: str, job: str) -> None:
         addresses = {
             node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-            for node in ray.nodes()
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
             if node["Alive"]
         }
         for node, count in wanted.items():
@@ -113,14 +118,15 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
     """
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.utils import get_runtime_env_info
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+    from ray.core.generated import common_pb2, node_manager_pb2_grpc
+    from ray.core.generated import node_manager_pb2 as messages
     from ray.runtime_env import RuntimeEnv
 
     channel = init_grpc_channel(address)
     try:
-        stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
-        request = node_manager_pb2.PrestartWorkersRequest(
-            language=common_pb2.PYTHON,
+        stub: Any = node_manager_pb2_grpc.NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]
+        request = messages.PrestartWorkersRequest(  # type: ignore[attr-defined]
+            language=common_pb2.PYTHON,  # type: ignore[attr-defined]
             job_id=bytes.fromhex(job),
             runtime_env_info=get_runtime_env_info(RuntimeEnv.deserialize(environment)),
             keep_alive_duration_secs=_KEEP_ALIVE_S,
@@ -134,5 +140,5 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
 
 def _own_environment() -> tuple[str, str]:
     """Runs in a worker: what its like must have been started with."""
-    context = ray.get_runtime_context()
+    context: Any = ray.get_runtime_context()
     return context.get_runtime_env_string(), context.get_job_id()

@@ -102,7 +102,8 @@ def _beating(place: Place | None, settings: WorkerSettings, stack: ExitStack) ->
         on_hang=_fail_at_once,
     )
     liveness.start()
-    stack.callback(liveness.stop)
+    # A rank that has failed goes on beating until Ray ends it: the others still look for the silent one.
+    stack.push(lambda kind, *_: liveness.stop() if kind is None else None)
     return liveness
 
 

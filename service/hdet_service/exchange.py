@@ -72,13 +72,15 @@ class Refused:
     status: Status
     message: str = ""
     from_round: int | None = None
+    line: Mapping[str, Any] | None = None
+    """Signature of the line before that round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeated:
     """It was stored before: the first answer again."""
 
-    commands: tuple[Command, ...]
+    offered: tuple[Command, ...]
     plan_digest: str
 
 
@@ -91,6 +93,8 @@ class Taken:
     standing: Standing
     folded: Mapping[int, int]
     """Round by command's id."""
+    offered: tuple[Command, ...] = ()
+    """Commands that the run is to add to its report's own."""
     returned: int | None = None
     """Commands of this round's former line wait again."""
     finished: Plan | None = None
@@ -101,11 +105,6 @@ class Taken:
     """The state of that plan: it has been in force."""
     confirmed_before: ScheduleState | None = None
     """The state confirmed before it, where that is known."""
-
-    @property
-    def commands(self) -> tuple[Command, ...]:
-        """What the newest line was decided with."""
-        return self.lines[-1].report.commands
 
 
 Stored = Callable[[int], str | None]
@@ -169,17 +168,17 @@ def receive(
         return Refused(status="resync", message="the run was not opened by this attempt")
     if request.round > standing.round:
         return Refused(status="resync", message=f"round {standing.round} is due here")
-    report: RoundReport = from_json(RoundReport, request.report)
+    report, text = _read(request)
     if not report.replicas or report.round != request.round:
         raise LedgerError(
             f"round {request.round} reports {len(report.replicas)} replicas of round {report.round}"
         )
     if request.round < standing.round:
-        return _known_round(standing, request, report, queue, stored)
+        return _known_round(standing, request, report, text, queue, stored)
     standing = _for_replicas(standing, len(report.replicas))
     if report.plan_digest != standing.plan_digest:
-        return _after_lost_answer(standing, request, report, queue, stored)
-    return _decided(standing, request, report, _waiting(queue))
+        return _after_lost_answer(standing, request, report, text, queue, stored)
+    return _decided(standing, request, report, text, _waiting(queue))
 
 
 def opened(
@@ -188,6 +187,14 @@ def opened(
     """Where a run stands when an attempt begins at ``state``."""
     plan = plan_for(state, num_replicas)
     return Standing(attempt=attempt, state=state, before=before, plan=plan, plan_digest=digest(plan))
+
+
+def signature(line: str | None) -> dict[str, Any] | None:
+    """What tells a stored line from another of the same round."""
+    if line is None:
+        return None
+    item = json.loads(line)
+    return {name: item[name] for name in ("attempt", "report_digest")}
 
 
 def line_leads_to(line: str | None, state: ScheduleState, told: Mapping[str, Any] | None) -> bool:
@@ -199,6 +206,23 @@ def line_leads_to(line: str | None, state: ScheduleState, told: Mapping[str, Any
     return is_same and item.get("state_digest") == digest(state)
 
 
+def _read(request: ExchangeRequest) -> tuple[RoundReport, str | None]:
+    """The report, and its text if that can stand in a line as it is."""
+    data, text = request.report, None
+    if isinstance(data, str):
+        text = data
+        try:
+            data = json.loads(text, parse_constant=_no_number)
+        except ValueError as error:
+            raise LedgerError(f"the report of round {request.round} is no JSON: {error}") from error
+    report: RoundReport = from_json(RoundReport, data)
+    return report, None if text is None or "\n" in text else text
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
 def _for_replicas(standing: Standing, num_replicas: int) -> Standing:
     """The running round as so many replicas trained it: one that is delivered late had its own size."""
     if num_replicas == standing.plan.num_replicas:
@@ -208,11 +232,17 @@ def _for_replicas(standing: Standing, num_replicas: int) -> Standing:
 
 
 def _decided(
-    standing: Standing, request: ExchangeRequest, report: RoundReport, queue: Sequence[Queued]
+    standing: Standing,
+    request: ExchangeRequest,
+    report: RoundReport,
+    text: str | None,
+    queue: Sequence[Queued],
 ) -> Taken | Refused:
     """The running round's report: decide, with all that waits or as the run already has."""
+    offered: tuple[Command, ...] = ()
     if request.decided is None:
-        report = replace(report, commands=(*report.commands, *(q.command for q in queue)))
+        offered = tuple(q.command for q in queue)
+        report = replace(report, commands=(*report.commands, *offered))
         folded = {q.id: report.round for q in queue}
     else:
         folded = _carried(report, queue)
@@ -221,7 +251,13 @@ def _decided(
     line = Line(
         attempt=request.line_attempt or request.attempt,
         report=report,
-        encoded=encode_round(request.line_attempt or request.attempt, report, plan, state),
+        encoded=encode_round(
+            request.line_attempt or request.attempt,
+            report,
+            plan,
+            state,
+            report_text=None if offered else text,
+        ),
     )
     if request.decided is not None and request.decided.get("plan_digest") != line.encoded.plan_digest:
         return Refused(
@@ -238,6 +274,7 @@ def _decided(
         lines=(line,),
         standing=following,
         folded=folded,
+        offered=offered,
         finished=standing.plan,
         verdict=verdict,
         confirmed=standing.state,
@@ -249,14 +286,15 @@ def _known_round(
     standing: Standing,
     request: ExchangeRequest,
     report: RoundReport,
+    text: str | None,
     queue: Sequence[Queued],
     stored: Stored,
 ) -> Taken | Repeated | Refused:
     """A report of a stored round: the same again, or decided without the commands of a lost answer."""
-    text = stored(request.round)
-    if text is None:
+    line = stored(request.round)
+    if line is None:
         return Refused(status="resync", message=f"round {request.round} is not kept here any more")
-    item = json.loads(text)
+    item = json.loads(line)
     then: RoundReport = from_json(RoundReport, item["report"])
     if digest(replace(report, commands=then.commands)) != item["report_digest"]:
         return Refused(status="resync", message=f"another report of round {request.round} is stored")
@@ -264,13 +302,16 @@ def _known_round(
     if request.decided is None or (
         report.commands == then.commands and request.decided.get("plan_digest") == plan_digest
     ):
-        return Repeated(commands=then.commands, plan_digest=plan_digest)
+        offered = () if request.decided else then.commands[len(report.commands) :]
+        return Repeated(offered=offered, plan_digest=plan_digest)
     if request.round != standing.round - 1 or standing.before is None:
         return Refused(status="resync", message=f"round {request.round} was decided otherwise here")
     # What the former line had folded in waits again, but for what the report itself carries.
     again = _previous(standing, standing.before, len(then.replicas))
     attempt = int(item["attempt"]) if request.line_attempt is None else request.line_attempt
-    taken = _decided(again, replace(request, line_attempt=attempt), report, _waiting(queue, request.round))
+    taken = _decided(
+        again, replace(request, line_attempt=attempt), report, text, _waiting(queue, request.round)
+    )
     if isinstance(taken, Refused):
         return taken
     return replace(taken, returned=request.round, finished=None, verdict=None, confirmed=None)
@@ -280,6 +321,7 @@ def _after_lost_answer(
     standing: Standing,
     request: ExchangeRequest,
     report: RoundReport,
+    text: str | None,
     queue: Sequence[Queued],
     stored: Stored,
 ) -> Taken | Refused:
@@ -287,10 +329,10 @@ def _after_lost_answer(
     otherwise = Refused(
         status="resync", message=f"round {report.round} followed a plan that was not decided here"
     )
-    text = stored(standing.round - 1)
-    if standing.before is None or text is None:
+    line = stored(standing.round - 1)
+    if standing.before is None or line is None:
         return otherwise
-    item = json.loads(text)
+    item = json.loads(line)
     then: RoundReport = replace(from_json(RoundReport, item["report"]), commands=())
     before = _previous(standing, standing.before, len(then.replicas))
     earlier = ExchangeRequest(
@@ -301,10 +343,10 @@ def _after_lost_answer(
         report={},
         decided={"plan_digest": report.plan_digest},
     )
-    corrected = _decided(before, earlier, then, ())
+    corrected = _decided(before, earlier, then, None, ())
     if isinstance(corrected, Refused):
         return otherwise
-    taken = _decided(corrected.standing, request, report, _waiting(queue, then.round))
+    taken = _decided(corrected.standing, request, report, text, _waiting(queue, then.round))
     if isinstance(taken, Refused):
         return taken
     return replace(

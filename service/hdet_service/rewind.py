@@ -13,7 +13,7 @@ from typing import Any
 from hdet_ray.core.codec import digest
 from hdet_ray.core.state import ScheduleState
 from hdet_ray.train.protocol import OpenRequest
-from hdet_service.exchange import Refused, Standing, Stored, line_leads_to, opened
+from hdet_service.exchange import Refused, Standing, Stored, line_leads_to, opened, signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +65,11 @@ def begin(
             standing=opened(state, request.num_replicas, request.attempt), replaces_start=not leads_here
         )
     if not leads_here:
+        first = _first_needed(standing, state)
         return Refused(
             status="resync",
-            from_round=_first_needed(standing, state),
+            from_round=first,
+            line=None if first is None else signature(stored(first - 1)),
             message=f"what is stored does not lead to the state of round {state.round}",
         )
     if not is_new and state.round == standing.round:

@@ -18,7 +18,6 @@ from hdet_ray.exceptions import HDETError
 from hdet_ray.train.protocol import (
     PROTOCOL,
     Answer,
-    Command,
     Directive,
     ExchangeRequest,
     NoteRequest,
@@ -262,11 +261,11 @@ class Runs:
                 _count_failure(session, run.id, SyncFailure.LATE)
             view = self._write_taken(session, run, outcome)
             self._standings.put(session, run.id, outcome.standing)
-            return self._offer(run, request, outcome, outcome.standing.plan_digest), view
+            return self._offer(run, outcome, outcome.standing.plan_digest), view
         if standing is not None:
             self._standings.put(session, run.id, standing)  # nothing was changed
         if isinstance(outcome, Repeated):
-            return self._offer(run, request, outcome, outcome.plan_digest), None
+            return self._offer(run, outcome, outcome.plan_digest), None
         if standing is not None:
             _count_failure(session, run.id, SyncFailure.RESYNC)
         return self._refusal(outcome), None
@@ -332,19 +331,18 @@ class Runs:
             closed=f"job {job.id} is {job.state}: it takes no more reports" if is_over else "",
         )
 
-    def _offer(
-        self, run: RunRow, request: ExchangeRequest, outcome: Taken | Repeated, plan_digest: str
-    ) -> Answer:
-        """Commands that the run adds to its report's own; none where it has decided already."""
-        own = request.report.get("commands") or ()
-        commands: tuple[Command, ...] = () if request.decided else outcome.commands[len(own) :]
-        return self._answer("ok", commands=commands, plan_digest=plan_digest, directive=_directive(run))
+    def _offer(self, run: RunRow, outcome: Taken | Repeated, plan_digest: str) -> Answer:
+        return self._answer(
+            "ok", commands=outcome.offered, plan_digest=plan_digest, directive=_directive(run)
+        )
 
     def _unknown(self, job_id: str) -> Answer:
         return self._answer("unknown_job", message=f"there is no job {job_id!r} here")
 
     def _refusal(self, refused: Refused) -> Answer:
-        return self._answer(refused.status, message=refused.message, from_round=refused.from_round)
+        return self._answer(
+            refused.status, message=refused.message, from_round=refused.from_round, line=refused.line
+        )
 
     def _answer(self, status: Any, **fields: Any) -> Answer:
         return Answer(status=status, epoch=self._epoch, **fields)

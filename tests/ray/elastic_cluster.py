@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +55,16 @@ class ElasticCluster:
     def add(self, num_cpus: int) -> Any:
         """A new node, ready."""
         return self._cluster.add_node(num_cpus=num_cpus, object_store_memory=100 << 20)
+
+    def announce_preemption(self, node: Any, in_s: float) -> None:
+        """Say that a node will be taken away, as a cloud's notice does."""
+        is_accepted, why = ray._raylet.GcsClient(address=self._cluster.address).drain_node(
+            node.node_id,
+            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            "the test takes it",
+            int((time.time() + in_s) * 1000),
+        )
+        assert is_accepted, why
 
     def remove(self, node: Any, *, gracefully: bool = False) -> None:
         """Take a node away: by SIGKILL, or with notice (SIGTERM)."""

@@ -36,6 +36,8 @@ class ElasticRun:
         self.out = out
         self.result: Result | None = None
         self.error: BaseException | None = None
+        self._lines: list[dict[str, Any]] = []
+        self._read_until: dict[Path, int] = {}
         settings = {"out": str(out), "total_steps": 100_000, "controller": FAN_OUT} | (loop or {})
         self._trainer = HDETTrainer(
             train,
@@ -97,10 +99,12 @@ class ElasticRun:
         return max((line["step"] for line in self.lines()), default=-1)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the ranks wrote; a line that is being written is left out."""
-        return [
-            json.loads(line)
-            for path in sorted(self.out.glob("*.jsonl"))
-            for line in path.read_text().splitlines()
-            if line.endswith("}")
-        ]
+        """What the ranks wrote so far, each line once read."""
+        for path in sorted(self.out.glob("*.jsonl")):
+            with path.open() as stream:
+                stream.seek(self._read_until.get(path, 0))
+                text = stream.read()
+            whole = text[: text.rfind("\n") + 1]  # a line may be half written
+            self._read_until[path] = self._read_until.get(path, 0) + len(whole)
+            self._lines += [json.loads(line) for line in whole.splitlines()]
+        return self._lines

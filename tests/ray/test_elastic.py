@@ -16,7 +16,7 @@ from tests.ray.elastic_cluster import ElasticCluster
 from tests.ray.elastic_loops import MAX_LR
 from tests.ray.elastic_runs import ElasticRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("ray")
 
 from tests.ray.elastic_cluster import ElasticCluster
+from tests.ray.elastic_loops import ROUND_STEPS
 from tests.ray.elastic_runs import ElasticRun
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 HARMED_STEP = 12
 """In mid-round: rounds have 5 steps."""
@@ -52,3 +53,20 @@ def test_a_killed_worker_costs_the_steps_since_the_newest_checkpoint(
     repeats = sorted(line["step"] for line in run.lines() if line["replica"] == 0)
     twice = {step for step in repeats if repeats.count(step) > 1}
     assert twice <= set(range(HARMED_STEP - 10, HARMED_STEP + 1))
+
+
+def test_a_node_that_says_it_will_go_finds_the_run_saved(cluster: ElasticCluster, tmp_path: Path) -> None:
+    leaving = cluster.add(1)
+    run = ElasticRun(tmp_path, (1, 4), checkpoint_every_rounds=100_000)
+    run.wait_for_rounds(4)
+    noticed_at = run.newest_step()
+    cluster.announce_preemption(leaving, in_s=60)
+    run.wait_for(
+        lambda _: any((tmp_path / "stored" / "elastic").glob("checkpoint_*/hdet/manifest.json")), "a save"
+    )
+    cluster.remove(leaving)
+    run.wait_for_rounds(3)
+    run.finish()
+    resumed_at = min(line["step"] for line in run.lines() if line["replicas"] == 3)
+    assert resumed_at >= noticed_at
+    assert resumed_at % ROUND_STEPS == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 
 from hdet_ray.config import Fixed
-from hdet_ray.core.codec import digest, to_json
+from hdet_ray.core.codec import canonical_text, digest, to_json
 from hdet_ray.core.decide import decide, start
 from hdet_ray.core.overrides import Freeze, Override
 from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleState, state_to_json
+from hdet_ray.exceptions import LedgerError
 from hdet_ray.train.protocol import ExchangeRequest, OpenRequest
 from hdet_service.exchange import Queued, Refused, Repeated, Standing, Taken, fence, opened, receive
 from hdet_service.rewind import Known, Opened, begin
@@ -57,7 +59,12 @@ class Chain:
 def request_of(
     report: RoundReport, state: ScheduleState, *, is_decided: bool = False, **changes: Any
 ) -> ExchangeRequest:
-    told: dict[str, Any] = {"job": "j", "attempt": 1, "round": report.round, "report": to_json(report)}
+    told: dict[str, Any] = {
+        "job": "j",
+        "attempt": 1,
+        "round": report.round,
+        "report": canonical_text(to_json(report)),
+    }
     if is_decided:
         told["decided"] = {"plan_digest": digest(decide(state, report)[1])}
     return ExchangeRequest(**{**told, **changes})
@@ -90,7 +97,7 @@ def test_waiting_commands_are_folded_into_the_report() -> None:
     chain = Chain().train(2)
     taken = chain.receive(chain.request(), [HALF, FROZEN])
     assert isinstance(taken, Taken)
-    assert taken.commands == (HALF.command, FROZEN.command)
+    assert taken.offered == (HALF.command, FROZEN.command)
     assert taken.folded == {1: 2, 2: 2}
     assert taken.standing.state.frozen == ("lr",)
 
@@ -99,7 +106,7 @@ def test_a_round_that_the_run_has_decided_carries_none_of_them() -> None:
     chain = Chain().train(2)
     taken = chain.receive(chain.request(is_decided=True), [HALF])
     assert isinstance(taken, Taken)
-    assert (taken.commands, taken.folded) == ((), {})
+    assert (taken.offered, taken.folded) == ((), {})
 
 
 def test_a_repeated_report_is_recognized_and_its_commands_are_told_again() -> None:
@@ -108,7 +115,7 @@ def test_a_repeated_report_is_recognized_and_its_commands_are_told_again() -> No
     chain.receive(request, [HALF])
     again = chain.receive(request, [FROZEN])
     assert isinstance(again, Repeated)
-    assert again.commands == (HALF.command,)
+    assert again.offered == (HALF.command,)
     assert again.plan_digest == chain.standing.plan_digest
 
 
@@ -225,6 +232,7 @@ def test_rounds_that_are_missing_here_are_asked_for() -> None:
     refused = begun(chain, ahead.standing.state)
     assert isinstance(refused, Refused)
     assert (refused.status, refused.from_round) == ("resync", 1)  # the newest line may be a lost answer's
+    assert refused.line == {"attempt": 1, "report_digest": json.loads(chain.lines[0])["report_digest"]}
 
 
 def test_an_attempt_whose_newest_round_was_decided_without_our_commands_delivers_it_again() -> None:
@@ -275,3 +283,30 @@ def test_who_is_not_listened_to_is_told_why(
 
 def test_everyone_else_is_listened_to() -> None:
     assert fence(Chain().request(attempt=4), attempt=3, submission=0, epoch=1) is None
+
+
+def test_a_reports_text_stands_in_the_line_as_it_came() -> None:
+    chain = Chain()
+    request = chain.request()
+    taken = chain.receive(request)
+    assert isinstance(taken, Taken)
+    assert f'"report": {request.report}, ' in taken.lines[0].encoded.line
+    again = Chain()
+    as_json = again.receive(replace(request, report=json.loads(request.report)))
+    assert isinstance(as_json, Taken)
+    assert as_json.lines == taken.lines
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"round": NaN}', '"round"'])
+def test_a_text_that_is_no_report_is_refused(text: str) -> None:
+    chain = Chain()
+    with pytest.raises(LedgerError):
+        chain.receive(replace(chain.request(), report=text))
+
+
+def test_a_text_of_several_lines_is_written_anew() -> None:
+    chain = Chain()
+    request = chain.request()
+    taken = chain.receive(replace(request, report=json.dumps(json.loads(request.report), indent=1)))
+    assert isinstance(taken, Taken)
+    assert "\n" not in taken.lines[0].encoded.line

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hdet_service.processes import ProcessId
 from tests.service.live import BYTE_LM, Live, live_service, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -167,10 +168,10 @@ def test_down_leaves_no_process_and_the_next_up_finds_the_jobs(service: Live) ->
     """The last one of this file: it ends the shared service."""
     job_id = service.submit(name="kept")
     service.wait_end(job_id)
-    folder = service.status()["head"]["pid"]
+    head = ProcessId.of(service.status()["head"]["pid"])
     service.down()
     assert service.processes() == []
-    assert not os.path.exists(f"/proc/{folder}")
+    assert not head.is_alive()
     done = service.hdet("status", "--json")
     assert done.returncode == 3
     service.up()

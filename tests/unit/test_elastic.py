@@ -8,11 +8,14 @@ pytest.importorskip("ray")
 
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.train import DataConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, DataConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from hdet_ray.exceptions import ConfigError
+from hdet_ray.exceptions import CollectiveError, ConfigError
 from hdet_ray.train.elastic import elastic_scaling, recovery_settings, workers_in_replicas
+from hdet_ray.train.hopeless import EndsHopelessRuns
 from hdet_ray.train.settings import defaults_in_environment
 from hdet_ray.train.surplus import MembersDataConfig
 from hdet_ray.train.trainer import HDETTrainer
@@ -93,7 +96,7 @@ def test_warm_workers_can_be_left_out(keeps: bool, count: int) -> None:
     warm = [callback for callback in trainer.run_config.callbacks if isinstance(callback, WarmWorkers)]
     assert len(warm) == count
     assert bool(trainer.run_config.worker_runtime_env) is keeps
-    assert not given_config.callbacks
+    assert not given_config.callbacks  # the user's object stays as it was
     assert not given_config.worker_runtime_env
 
 
@@ -107,3 +110,39 @@ class Recorded(DataConfig):
 def test_a_surplus_worker_gets_no_shard_and_nobody_waits_for_it() -> None:
     shards = MembersDataConfig(Recorded(), 2).configure({}, 5, None, ["a", "a", "b", "b", "c"])
     assert shards == [{"train": (i, 4, ["a", "a", "b", "b"])} for i in range(4)] + [{}]
+
+
+def failed_worker(error: Exception) -> WorkerGroupError:
+    return WorkerGroupError("workers failed", {1: UserExceptionWithTraceback(error, "a traceback")})
+
+
+def test_an_error_that_comes_again_ends_the_run_at_once() -> None:
+    hopeless = failed_worker(ConfigError("no such thing")).worker_failures
+    with pytest.raises(ConfigError, match="no such thing"):
+        EndsHopelessRuns().after_exception(None, hopeless)
+
+
+def test_a_lost_rank_does_not_end_the_run() -> None:
+    EndsHopelessRuns().after_exception(
+        None, failed_worker(CollectiveError("rank 1 is silent")).worker_failures
+    )
+
+
+def test_a_worker_that_dies_while_the_group_begins_is_a_failure_like_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    died, ours = ControllerError(RayActorError()), ControllerError(ValueError("a fault"))
+    ends: list[Exception] = [died, died, ours, died, died]
+
+    def end(_: TorchTrainer) -> None:
+        raise ends.pop(0)
+
+    monkeypatch.setattr(TorchTrainer, "fit", end)
+    config = RunConfig(name="x", failure_config=FailureConfig(max_failures=1))
+    with pytest.raises(ControllerError) as second:  # one more than max_failures
+        HDETTrainer(loop, run_config=config).fit()
+    assert second.value is died
+    with pytest.raises(ControllerError) as third:  # not of that kind
+        HDETTrainer(loop, run_config=config).fit()
+    assert third.value is ours
+    assert len(ends) == 2

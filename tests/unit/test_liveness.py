@@ -103,6 +103,18 @@ def test_rank_0_falling_silent_is_noticed_by_the_others() -> None:
     assert [s.rank for s in group.ranks[2].suspects(8)] == [0]
 
 
+def test_a_rank_whose_loop_has_ended_is_no_suspect_however_long_others_go_on() -> None:
+    group = Group(3)
+    group.pass_time(5)
+    group.ranks[0].stop()
+    group.ranks[1].stop()
+    group.pass_time(1)
+    group.ranks[2].beat()
+    group.now_s += 60
+    group.ranks[2].beat()
+    assert group.ranks[2].suspects(8) == []
+
+
 def test_a_rank_that_never_began_is_no_suspect() -> None:
     group = Group(2)
     group.pass_time(30, without=1)

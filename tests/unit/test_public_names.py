@@ -21,6 +21,7 @@ PUBLIC = [
     "CollectiveError",
     "ConfigError",
     "Control",
+    "DivergenceError",
     "Dropout",
     "Fixed",
     "HDETError",
