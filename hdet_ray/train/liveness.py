@@ -186,7 +186,9 @@ class Liveness:
             if self._stopped.wait(self._interval_s / 4):
                 break
         suspects = suspects or self._behind()
-        return None if not suspects else _error_about(suspects, f"a collective failed: {first_line(error)}")
+        return (
+            None if not suspects else self._error_about(suspects, f"a collective failed: {first_line(error)}")
+        )
 
     def _beat_loop(self) -> None:
         is_over = False
@@ -201,7 +203,7 @@ class Liveness:
         while not self._stopped.wait(self._interval_s):
             suspects = self.suspects(self._hang_s)
             if suspects:
-                self._on_hang(_error_about(suspects, f"no sign of life for {self._hang_s:g} s"))
+                self._on_hang(self._error_about(suspects, f"no sign of life for {self._hang_s:g} s"))
                 return
 
     def _listen(self, ranks: range | tuple[int, ...]) -> None:
@@ -236,6 +238,14 @@ class Liveness:
         at = self._heard[rank][0] if rank in self._heard else None
         return Suspect(rank, self._peers.get(rank), at, silent_s)
 
+    def _error_about(self, suspects: list[Suspect], why: str) -> CollectiveError:
+        round, step = self.progress()
+        here = f"rank {self._rank} waits in round {round} at step {step}" if step >= 0 else "the loop began"
+        return CollectiveError(
+            f"{'; '.join(map(str, suspects))}; {here} ({why}). The group starts again without what is lost; "
+            "see whether that process is stopped, out of memory or cut off"
+        )
+
     def _limit(self, beats: float) -> float:
         return beats * self._interval_s
 
@@ -256,13 +266,6 @@ def first_line(error: BaseException) -> str:
 def node_name() -> str:
     """This machine's name, as people know it."""
     return socket.gethostname()
-
-
-def _error_about(suspects: list[Suspect], why: str) -> CollectiveError:
-    return CollectiveError(
-        f"{'; '.join(map(str, suspects))} ({why}). The group starts again without what is lost; see whether "
-        "that process is stopped, out of memory or cut off"
-    )
 
 
 def _beat_key(rank: int) -> str:

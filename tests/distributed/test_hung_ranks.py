@@ -102,8 +102,7 @@ def test_a_stopped_rank_is_named_before_the_collective_times_out(stopped: int) -
         assert "no sign of life for 2 s" in message
     message, _ = said[0 if stopped else 1]
     assert f"(node node-{stopped}, pid {pid})" in message
-    assert "in round" in message
-    assert step >= 12
+    assert f"waits in round {step // 5} at step {step}" in message
 
 
 def test_a_collective_that_timed_out_names_the_stopped_rank(tmp_path: Any) -> None:

@@ -41,7 +41,7 @@ def test_a_stopped_worker_is_named_and_the_run_goes_on(
     told = cluster.controller_log()
     assert f"rank {rank} " in told
     assert f"pid {pid}) has been silent for" in told
-    assert f"in round {HARMED_STEP // 5} at step {HARMED_STEP}" in told
+    assert f"waits in round {HARMED_STEP // ROUND_STEPS} at step {HARMED_STEP}" in told
 
 
 def test_a_killed_worker_costs_the_steps_since_the_newest_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -147,8 +148,8 @@ def test_a_minute_without_controller_costs_training_one_timeout(service: Live, f
     items = history(service, job_id)
     assert [item["round"] for item in items] == list(range(len(items)))
     steps = rates_of(folder / "trace", 0)
-    boundaries = [b for a, b in zip(steps, steps[1:], strict=False) if a["round"] != b["round"]]
-    before = {b["step"]: a["at_s"] for a, b in zip(steps, steps[1:], strict=False)}
+    boundaries = [b for a, b in itertools.pairwise(steps) if a["round"] != b["round"]]
+    before = {b["step"]: a["at_s"] for a, b in itertools.pairwise(steps)}
     waits_s = [b["at_s"] - before[b["step"]] for b in boundaries]
     assert sum(wait > CONTROL_TIMEOUT_S * 0.9 for wait in waits_s) <= 1, waits_s
     assert service.job(job_id)["attempt"] == 1

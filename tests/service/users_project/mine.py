@@ -1,4 +1,4 @@
-"""A project of a user's own, as it is uploaded: its own data, a dependency of its own, nothing of ours but `attach`.
+"""A project of a user's own, as it is uploaded: its own data, and a dependency of its own.
 
 Each rank writes the rate that its optimizer steps with, so that a test sees what replicas really did.
 """
@@ -40,7 +40,7 @@ def build_data() -> TensorDataset:
 
 
 def train(config: dict[str, Any]) -> None:
-    """``config``: ``total_steps``, ``pace_s`` (seconds a step waits), ``trace`` (folder of what ranks write)."""
+    """``config``: ``total_steps``, ``pace_s`` (a pause a step), ``trace`` (folder of what ranks write)."""
     context = ray.train.get_context()
     rank, data, network = context.get_world_rank(), build_data(), build_network()
     model = ray.train.torch.prepare_model(network)
