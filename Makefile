@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 	$(BIN)/hdet demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu and not deploy"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not gpu" --ignore tests/deploy
 
 # GPU tests skip themselves where there is no GPU.
 test-all: tools
