@@ -189,11 +189,14 @@ _PACE = Row(
             unit="s",
             width=8,
             is_from_zero=True,
-            shows="Age of each run's newest boundary.",
+            shows="Age of the newest boundary of each run that should train.",
             remedy="A saw-tooth is health. A line that climbs is a hang: open the run, see HDETSyncStalled.",
             queries=(
                 Query(
-                    expr=f"time() - max by (run) (hdet_last_sync_timestamp_seconds{{{NS}}})",
+                    expr=(
+                        f"time() - max by (run) (hdet_last_sync_timestamp_seconds{{{NS}}}) "
+                        f'and on (run) max by (run) (hdet_replicas{{state="wanted", {NS}}}) > 0'
+                    ),
                     legend="{{run}}",
                 ),
             ),

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ _ROW_INCHES = 0.34
 _WIDTH_INCHES = 18.0
 _LEFT, _RIGHT = 0.036, 0.008
 """Left free at a panel's sides, of the picture's width."""
+_MARKS_ACROSS = 100
+"""Events are told apart by a hundredth of the picture."""
 _MOST_NAMES = 9
 """Lines beyond these are drawn, but not named: the legend would hide them."""
 
-Ask = Callable[[str], tuple[Series, ...]]
+Ask = Callable[[str, Window], tuple[Series, ...]]
 
 
 def draw(dashboard: Mapping[str, Any], ask: Ask, window: Window) -> Figure:
@@ -38,14 +41,18 @@ def draw(dashboard: Mapping[str, Any], ask: Ask, window: Window) -> Figure:
 
     Args:
         dashboard: Its JSON.
-        ask: Series of an expression that has variables still.
+        ask: Series of an expression that has variables still, over a time.
         window: Time on every axis, shown from its start on.
     """
     panels: Sequence[Mapping[str, Any]] = dashboard["panels"]
     rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in panels) + 1
     figure = Figure(figsize=(_WIDTH_INCHES, rows * _ROW_INCHES), facecolor="white", dpi=90)
     figure.text(0.01, 1 - 0.6 / rows, dashboard["title"], fontsize=13, weight="bold")
-    events = [(one, ask(one["expr"])) for one in dashboard.get("annotations", {}).get("list", [])]
+    marks = replace(window, step_s=max(window.step_s, (window.end_s - window.start_s) / _MARKS_ACROSS))
+    events = [
+        (one, ask(_within(one, marks.step_s), marks))
+        for one in dashboard.get("annotations", {}).get("list", [])
+    ]
     for panel in panels:
         place = panel["gridPos"]
         left, top = place["x"] / COLUMNS, 1 - (place["y"] + 1) / rows
@@ -58,10 +65,10 @@ def draw(dashboard: Mapping[str, Any], ask: Ask, window: Window) -> Figure:
             (left + _LEFT, top - height + below, width - _LEFT - _RIGHT, height - below - above)
         )
         axes.set_title(panel["title"], fontsize=8.5, loc="left", pad=4)
-        lines = [(target, series) for target in panel["targets"] for series in ask(target["expr"])]
+        lines = [(target, series) for target in panel["targets"] for series in ask(target["expr"], window)]
         _PAINTERS[panel["type"]](axes, panel, lines, window)
         if panel["type"] == "timeseries":
-            _mark(axes, events, window)
+            _mark(axes, events, marks)
     return figure
 
 
@@ -92,7 +99,7 @@ def save(
     """Draw a shipped dashboard to a file."""
     variables = variables_for(run, scrape_interval_s)
     dashboard = json.loads((SHIPPED[0] / f"{board}.json").read_text(encoding="utf-8"))
-    figure = draw(dashboard, lambda expr: source.ranged(expand(expr, variables), window), window)
+    figure = draw(dashboard, lambda expr, when: source.ranged(expand(expr, variables), when), window)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
 
@@ -116,6 +123,7 @@ def _paint_lines(
     axes.set_xlim(0, window.end_s - window.start_s)
     if custom.get("scaleDistribution", {}).get("type") == "log" and _are_positive(lines):
         axes.set_yscale("log")
+        axes.margins(y=0.15)
     elif panel["fieldConfig"]["defaults"].get("min") == 0:
         top = max((value for _, series in lines for value in series.values if value == value), default=0.0)
         axes.set_ylim(-0.03 * (top or 1.0), 1.25 * (top or 1.0))  # a line at 0 stays visible
@@ -161,8 +169,14 @@ def _mark(axes: Axes, events: Sequence[tuple[Any, tuple[Series, ...]]], window: 
                 )
 
 
+def _within(event: Mapping[str, Any], step_s: float) -> str:
+    # Grafana looks back by whole minutes; a short picture is asked in finer steps, each event in one.
+    expr: str = event["expr"]
+    return expr.replace(f"offset {event['step']}", f"offset {round(step_s * 1000)}ms")
+
+
 def _beginnings(series: Series, step_s: float) -> list[float]:
-    """When it happened: an event stays above 0 for as long as its query looks back."""
+    """When it happened: of neighbouring steps, the first."""
     before = (None, *series.times_s)
     return [
         at

@@ -75,7 +75,8 @@ RATES = Row(
             unit="percentunit",
             is_from_zero=True,
             shows=(
-                "How far replicas were from their mean just before the average: ‖θ_r − θ̄‖/‖θ̄‖, the largest."
+                "How far replicas were from their mean just before the newest average: ‖θ_r − θ̄‖/‖θ̄‖, the "
+                "largest. Empty in plain training, which averages nothing."
             ),
             remedy=(
                 "Steadily growing from round to round: averages lose more than they gain; sync more often."

@@ -43,7 +43,7 @@ def watch_over(scheduler: ReplicaScheduler, bridge: ReportBridge) -> None:
         bridge.liveness.progress = lambda: (scheduler.state.round, scheduler.iterations)
     if bridge.digest_every_rounds is not None and collective.world_size > 1:
         check = EqualityCheck(collective, compared_parameters(scheduler))
-        scheduler.on_boundary(_EveryRounds(check, bridge.digest_every_rounds))
+        scheduler.on_boundary(CheckedRounds(check, bridge.digest_every_rounds))
     timeout_s = _timeout_s()
     if collective.rank == 0 and timeout_s > _LONG_TIMEOUT_S:
         logger.warning(
@@ -65,8 +65,8 @@ def compared_parameters(scheduler: ReplicaScheduler) -> Mapping[str, Tensor]:
     return {name: p for name, p in bare.named_parameters() if id(p) in trained and name not in ignored}
 
 
-class _EveryRounds:
-    """Runs the check at every k-th boundary; the last one is none of the run's secrets either."""
+class CheckedRounds:
+    """Compares at every k-th boundary, and at the last one."""
 
     def __init__(self, check: EqualityCheck, every_rounds: int) -> None:
         self._check = check

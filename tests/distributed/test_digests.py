@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from hdet_ray import Fixed, HDETOneCycleLR
 from hdet_ray.exceptions import DivergenceError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.digests import EqualityCheck, bit_sums
 from hdet_ray.optim.mesh import GROUP_DIM, REPLICA_DIM
+from hdet_ray.train.safety import CheckedRounds, compared_parameters
 from tests.distributed.ranks import run_on_ranks
 
 
@@ -36,6 +38,42 @@ def compare(rank: int, harmed: tuple[int, ...], ranks_per_replica: int) -> str:
     except DivergenceError as error:
         return str(error)
     return ""
+
+
+def train(rank: int, harmed_step: int | None) -> tuple[int, str]:
+    """Train data-parallel with a comparison every two rounds of three steps; where it ends, and why."""
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = HDETOneCycleLR(
+        optimizer, 0.1, total_steps=18, controller=Fixed(alpha=0.0, sync_every=3), model=model
+    )
+    check = EqualityCheck(scheduler.collective, compared_parameters(scheduler))
+    scheduler.on_boundary(CheckedRounds(check, every_rounds=2))
+    draw = torch.Generator().manual_seed(rank)
+    for step in range(18):
+        loss = model(torch.randn(4, 3, generator=draw)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if rank == 1 and step == harmed_step:
+            with torch.no_grad():
+                model.module.weight.view(torch.int32)[0, 2] ^= 1 << 20
+        try:
+            scheduler.step(loss)
+        except DivergenceError as error:
+            return step, str(error)
+    return 18, ""
+
+
+def test_a_healthy_run_is_never_stopped(tmp_path: Path) -> None:
+    assert run_on_ranks(train, 2, None, store_path=tmp_path) == [(18, "")] * 2
+
+
+def test_a_silent_divergence_ends_the_run_at_the_next_comparison(tmp_path: Path) -> None:
+    ends = run_on_ranks(train, 2, 7, store_path=tmp_path)  # in round 2; the comparison after round 1 passed
+    assert [step for step, _ in ends] == [11, 11]  # the end of round 3
+    assert all("after round 3: rank 1 differ from rank 0 in weight (of 2)" in why for _, why in ends)
 
 
 def test_equal_replicas_pass(tmp_path: Path) -> None:

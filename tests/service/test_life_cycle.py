@@ -65,6 +65,7 @@ def test_a_killed_controller_is_back_within_10_s_and_training_does_not_notice(se
     assert rounds == list(range(len(rounds)))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_followed_by_another_that_finishes(service: Live) -> None:
     job_id = service.submit(**LONG)
     service.wait(job_id, lambda job: job["progress"]["step"] > 300)
@@ -85,6 +86,7 @@ def test_an_entrypoint_that_does_not_import_fails_before_any_worker_starts(servi
     assert job["attempt"] == 0
 
 
+@pytest.mark.slow
 def test_a_users_module_runs_with_a_wheel_out_of_its_package(service: Live, tmp_path: Path) -> None:
     wheel, package = tmp_path / "answer-1.0-py3-none-any.whl", tmp_path / "package.zip"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -110,6 +112,7 @@ def test_a_users_module_runs_with_a_wheel_out_of_its_package(service: Live, tmp_
     wait_for(lambda: f"job {as_command} --x" in service.lines(as_command) or None, 20)
 
 
+@pytest.mark.slow
 def test_a_paused_job_goes_on_from_its_checkpoint(service: Live) -> None:
     job_id = service.submit(**LONG)
     service.wait(job_id, lambda job: job["progress"]["step"] > 300)
@@ -128,6 +131,7 @@ def test_a_paused_job_goes_on_from_its_checkpoint(service: Live) -> None:
     assert len({item["round"] for item in history}) == len(history), "no round was trained twice"
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_on_from_the_checkpoint_of_that_round(service: Live) -> None:
     job_id = service.submit(**LONG, checkpoint={"keep": 50})
     service.wait(job_id, lambda job: job["progress"]["step"] > 1000)
@@ -144,6 +148,7 @@ def test_a_rollback_goes_on_from_the_checkpoint_of_that_round(service: Live) -> 
     assert [item["round"] for item in chain] == list(range(len(chain)))
 
 
+@pytest.mark.slow
 def test_a_canceled_job_stops_and_its_workers_with_it(service: Live) -> None:
     job_id = service.submit(**LONG)
     service.wait(job_id, lambda job: job["state"] == "RUNNING")
