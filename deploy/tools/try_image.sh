@@ -81,6 +81,9 @@ inside() {
   mkdir -p "$WORK"/run/{state,session,checkpoints,shm}
   chown 10001:10001 "$WORK"/run/{state,session,checkpoints}
   chmod 0700 "$WORK/run/state"
+  # A name for this machine, as a pod has one, and nobody to ask for others: each question would wait for its timeout.
+  printf '127.0.0.1 localhost\n10.88.0.2 %s\n' "$(hostname)" >"$WORK/run/hosts"
+  : >"$WORK/run/resolv.conf"
   python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$WORK/run/ray_token"
   # Given ports, since Ray waits for those that its agents choose themselves for 15 s only.
   restarted head ray start --head --block --port=6379 --dashboard-host=0.0.0.0 --num-cpus=4 --metrics-export-port=8080 \
@@ -115,6 +118,7 @@ contained() {
 }
 
 as_contained() {
+  touch "$ROOTFS"/etc/{hosts,resolv.conf}
   mount --bind "$ROOTFS" "$ROOTFS"
   mount -o remount,bind,ro "$ROOTFS"
   mount -t proc proc "$ROOTFS/proc"
@@ -124,6 +128,8 @@ as_contained() {
   mkdir -p "$ROOTFS/tmp/ray"
   mount --bind "$WORK/run/session" "$ROOTFS/tmp/ray"
   mount --bind "$WORK/run/$NAME/home" "$ROOTFS/home/hdet"
+  mount --bind "$WORK/run/hosts" "$ROOTFS/etc/hosts"
+  mount --bind "$WORK/run/resolv.conf" "$ROOTFS/etc/resolv.conf"
   mount --bind "$WORK/run/state" "$ROOTFS/var/lib/hdet"
   mount --bind "$WORK/run/checkpoints" "$ROOTFS/checkpoints"
   exec chroot --userspec=10001:10001 "$ROOTFS" \

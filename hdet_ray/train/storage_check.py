@@ -42,7 +42,7 @@ def require_shared_storage(
     reads = None if not is_first_of_node or _holds(filesystem, path, token) else node
     blind = [other for other in collective.gather_objects(reads) if other is not None]
     if collective.rank == 0:
-        filesystem.delete_file(path)
+        filesystem.delete_dir(posixpath.dirname(path))
     if blind:
         raise ConfigError(
             f"node {nodes[0]} writes to the storage {run_path}, and {_names(blind)} can't read it there: each"

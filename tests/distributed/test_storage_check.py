@@ -25,7 +25,7 @@ def check(rank: int, disks: tuple[str, ...], nodes: tuple[str, ...]) -> str:
 def test_nodes_that_share_the_storage_pass_and_leave_nothing_behind(tmp_path: Path) -> None:
     disk = str(tmp_path)
     assert run_on_ranks(check, 3, (disk,) * 3, ("a", "a", "b"), store_path=tmp_path) == [""] * 3
-    assert [path for path in (tmp_path / "runs").rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "runs" / "x").iterdir()) == []
 
 
 def test_nodes_with_a_disk_of_their_own_are_named_on_every_rank(tmp_path: Path) -> None:
