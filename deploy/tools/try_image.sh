@@ -5,7 +5,7 @@
 #   deploy/tools/try_image.sh [OPTION…]     options of `buildah build`, such as --volume /etc/pip.conf:/etc/pip.conf:ro
 #
 # No image registry is asked: a small Debian with Python stands in for the base image. Then two containers share a
-# network, Ray's session folder and the state, but neither processes nor files, as in the chart's head pod: Ray in one,
+# network, processes, Ray's session folder and the state, but no other files, as in the chart's head pod: Ray in one,
 # the controller's supervisor in the other. Their root file systems are read-only, their user is 10001.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -108,13 +108,13 @@ restarted() {
   until contained "$@" >>"$WORK/run/$1.log" 2>&1; do echo "$1 ended and is started again" | tee -a "$WORK/run/$1.log"; done
 }
 
-# One container: its own processes and mounts, a read-only root, and what a pod would mount.
+# One container: its own mounts, a read-only root, and what a pod would mount.
 contained() {
   local name=$1
   shift
   mkdir -p "$WORK/run/$name"/{tmp,home}
   chown 10001:10001 "$WORK/run/$name"/{tmp,home}
-  NAME=$name unshare --mount --pid --fork --kill-child bash "$0" contained "$@"
+  NAME=$name unshare --mount --fork --kill-child bash "$0" contained "$@"
 }
 
 as_contained() {

@@ -143,8 +143,17 @@ def test_no_container_but_the_autoscaler_finds_a_token_of_kubernetes(file: Path)
         assert pod["spec"]["automountServiceAccountToken"] is False
         for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
             assert "kubernetes-api" not in {mount["name"] for mount in container.get("volumeMounts", [])}
-            # Nothing shares processes either: /proc would lead to the autoscaler's files.
-        assert "shareProcessNamespace" not in pod["spec"]
+
+
+@EVERY_FILE
+def test_the_supervisor_sees_rays_processes_and_the_autoscaler_is_another_user(file: Path) -> None:
+    cluster = only(render(file), "RayCluster")["spec"]
+    pod = cluster["headGroupSpec"]["template"]["spec"]
+    assert pod["shareProcessNamespace"] is True
+    if cluster["enableInTreeAutoscaling"]:
+        # Else /proc would lead a driver to the token in the autoscaler's container.
+        user = cluster["autoscalerOptions"]["securityContext"]["runAsUser"]
+        assert user != pod["securityContext"]["runAsUser"]
 
 
 @EVERY_FILE
