@@ -28,11 +28,12 @@ SETUP_HOOK = "hdet_ray.train.warm.import_ahead"
 _SETUP_HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """Where Ray reads a job's ``worker_process_setup_hook`` from, in a worker process that starts."""
 _MODULES = (
-    "torch",
     "torch.distributed",
+    "torch._dynamo",  # the first optimizer or disabled function imports it: seconds more
     "ray.train.torch",
     "hdet_ray.train.trainer",
     "hdet_ray.train.attach",
+    "hdet_ray.optim.scheduler",
 )
 _DELAY_S = 5.0
 """The group's own first steps come first."""
@@ -125,10 +126,13 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
     channel = init_grpc_channel(address)
     try:
         stub: Any = node_manager_pb2_grpc.NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]
+        info = get_runtime_env_info(RuntimeEnv.deserialize(environment))
+        # Ray compares the text: written anew, in another order, it would be another environment.
+        info.serialized_runtime_env = environment
         request = messages.PrestartWorkersRequest(  # type: ignore[attr-defined]
             language=common_pb2.PYTHON,  # type: ignore[attr-defined]
             job_id=bytes.fromhex(job),
-            runtime_env_info=get_runtime_env_info(RuntimeEnv.deserialize(environment)),
+            runtime_env_info=info,
             keep_alive_duration_secs=_KEEP_ALIVE_S,
             num_workers=count,
         )
