@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hdet_ray.config import Fixed
-from hdet_ray.core.codec import digest, to_json
+from hdet_ray.core.codec import canonical_text, digest, to_json
 from hdet_ray.core.decide import decide, start
 from hdet_ray.core.plan import RATE
 from hdet_ray.core.report import ReplicaReport, RoundReport
@@ -65,7 +65,11 @@ class PlayedRun:
         )
         return request_to_json(
             ExchangeRequest(
-                job=self.job, attempt=1, submission=1, round=plan.round, report=to_json(self._report)
+                job=self.job,
+                attempt=1,
+                submission=1,
+                round=plan.round,
+                report=canonical_text(to_json(self._report)),  # as rank 0 sends it
             )
         )
 

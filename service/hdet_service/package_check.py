@@ -32,7 +32,13 @@ def check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,  # how `zipfile` says that an entry asks for a newer version of the format
+        UnicodeDecodeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise _refused("the file", f"can't be read as a zip file ({error})") from error
     _check_sizes(entries, path.stat().st_size)
     seen: set[str] = set()

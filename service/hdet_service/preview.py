@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from hdet_ray.core.codec import to_json
 from hdet_ray.core.overrides import Override
 from hdet_ray.core.plan import RATE, Plan
 from hdet_ray.core.planning import plan_for
@@ -35,6 +36,11 @@ def waits_for_search(state: ScheduleState, override: Override) -> bool:
     return override.op == "scale" and override.hparam == RATE and state.is_searching
 
 
+def asked(override: Override) -> dict[str, Any]:
+    """What was asked for, as JSON: an override without its id."""
+    return {name: value for name, value in to_json(override).items() if name != "id"}
+
+
 def preview(standing: Standing, waiting: Sequence[Command], override: Override) -> dict[str, Any]:
     """What an override would change, as JSON.
 
@@ -47,14 +53,7 @@ def preview(standing: Standing, waiting: Sequence[Command], override: Override) 
     without = _planned(standing, waiting, override)
     state, plan = _planned(standing, [*waiting, override], override)
     return {
-        "override": {
-            "hparam": override.hparam,
-            "op": override.op,
-            "value": override.value,
-            "group": override.group,
-            "apply_at_round": override.apply_at_round,
-            "expires_after_rounds": override.expires_after_rounds,
-        },
+        "override": asked(override),
         "applies_at_round": at_round,
         "ends_search": standing.state.is_searching
         and not waits_for_search(standing.state, override)

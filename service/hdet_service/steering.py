@@ -25,7 +25,7 @@ from hdet_service.events import record
 from hdet_service.exchange import Standing
 from hdet_service.metrics import OVERRIDES, OverrideResult, add_counts, one
 from hdet_service.override_rows import as_json
-from hdet_service.preview import applies_at, preview
+from hdet_service.preview import applies_at, asked, preview
 from hdet_service.problems import Conflict, Invalid, NotFound, PreconditionFailed, PreconditionRequired
 from hdet_service.run_rows import read_standing, require_job
 from hdet_service.states import TERMINAL, State
@@ -166,15 +166,7 @@ class Steering:
         self, session: Session, steered: _Steered, override: Override, reason: str, who: Principal
     ) -> OverrideRow:
         now_s = self._clock()
-        body = {
-            "hparam": override.hparam,
-            "op": override.op,
-            "value": override.value,
-            "group": override.group,
-            "apply_at_round": override.apply_at_round,
-            "expires_after_rounds": override.expires_after_rounds,
-            "reason": reason,
-        }
+        body = {**asked(override), "reason": reason}
         row = OverrideRow(
             id=override.id,
             job_id=steered.job.id,

@@ -16,8 +16,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from hdet_ray.train.outcomes import REASONS, DriverExit
-from hdet_service import job_rows
+from hdet_service import job_rows, told
 from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
 from hdet_service.events import record
@@ -32,7 +31,6 @@ from hdet_service.reconcile import (
     PAUSES,
     Bounds,
     Effect,
-    Ending,
     Outcome,
     Standing,
     Step,
@@ -51,8 +49,6 @@ from hdet_service.transitions import ENTERED, enter
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = frozenset(REASONS.values()) - {REASONS[DriverExit.COMPLETED]}
-"""Reasons with which our own driver ends for good."""
 Choose = Callable[[Session, Job], Step | None]
 
 _IDLE_LOOK_S = 10.0
@@ -230,14 +226,14 @@ class Supervision:
         start = "the start" if resumed_round is None else f"round {resumed_round}"
         replicas = int(request["num_replicas"])
         text = f"Attempt {request['attempt']}: {replicas} replicas, from {start}"
-        await self._advance(job_id, lambda _, job: _trains(job, text, replicas))
+        await self._advance(job_id, lambda _, job: told.trains(job, text, replicas))
 
     async def reported(self, request: Mapping[str, Any]) -> None:
         """A round's report came: its job trains. Nothing is written where that is known."""
         job_id, attempt = str(request["job"]), int(request["attempt"])
         if self._pulse.reported(job_id, attempt, self._store.clock()):
             text = f"Attempt {attempt} reports"
-            await self._advance(job_id, lambda _, job: _trains(job, text, job.replicas_present))
+            await self._advance(job_id, lambda _, job: told.trains(job, text, job.replicas_present))
             self._pulse.settled(job_id)
 
     async def note(self, request: Mapping[str, Any]) -> bool:
@@ -286,7 +282,7 @@ class Supervision:
                 job.failures += 1  # old news: the group is back already
                 return None
             self._pulse.lost(job.id, job.attempt)
-            return _lost(job, state, str(data.get("message", "")))
+            return told.lost(job, state, str(data.get("message", "")))
         elif kind == "paused" and job.wanted in PAUSES and state is State.STOPPING:
             return Step(
                 state=state,
@@ -296,10 +292,12 @@ class Supervision:
                 keeps_wanted=True,
             )
         elif kind == "finished":
-            return settle(self._standing(session, job), _outcome(data), self._store.clock(), self._bounds)
+            return settle(
+                self._standing(session, job), told.last_word(data), self._store.clock(), self._bounds
+            )
         elif kind == "failed":
             # A worker says that trying again is pointless: Ray would, so its driver is stopped.
-            outcome = _outcome({**data, "outcome": "failed"})
+            outcome = told.last_word({**data, "outcome": "failed"})
             step = settle(self._standing(session, job), outcome, self._store.clock(), self._bounds)
             return replace(step, effect=Effect.STOP)
         return None
@@ -357,51 +355,9 @@ class Supervision:
         )
 
 
-def _lost(job: Job, state: State, message: str) -> Step | None:
-    """Ray restarts the group by itself as long as ``max_failures`` lets it."""
-    text = f"{message or 'workers were lost'}; the group starts anew from the newest checkpoint"
-    if state in (State.RUNNING, State.DEGRADED):
-        state, reason = State.DEGRADED, Reason.REPLICA_LOST
-    elif state is State.STARTING:
-        reason = Reason.WAITING_FOR_RESOURCES
-    else:
-        return None
-    return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
-
-
-def _trains(job: Job, message: str, replicas: int) -> Step | None:
-    """A group trains. With fewer replicas than asked for it is degraded, until a larger group begins."""
-    state, wanted = State(job.state), int(job.spec["replicas"]["max"])
-    if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
-        return None
-    if 0 < replicas < wanted:
-        was_lost = Reason(job.reason) is Reason.REPLICA_LOST
-        return Step(
-            state=State.DEGRADED,
-            reason=Reason.REPLICA_LOST if was_lost else Reason.RESIZING,
-            message=f"{replicas} of {wanted} replicas train. {message}",
-            replicas=replicas,
-        )
-    if state is State.RUNNING:
-        return None
-    return Step(state=State.RUNNING, reason=Reason.RUNNING, message=message)
-
-
 def _starts(_: Session, job: Job) -> Step | None:
     """Just admitted, or committed by a controller that is gone: hand it to Ray."""
     return None if is_handed_over(job) or job.wanted is not None else Step(effect=Effect.START)
-
-
-def _outcome(data: Mapping[str, Any]) -> Outcome:
-    """A driver's last word. One that can't be read counts as a lost driver, never as a success."""
-    told = (data.get("outcome"), data.get("reason"), str(data.get("message", ""))[:2000])
-    match told:
-        case ("succeeded", _, message):
-            return Outcome(ending=Ending.COMPLETED, reason=Reason.COMPLETED, message=message)
-        case ("failed", reason, message) if reason in _FAILURES:
-            return Outcome(ending=Ending.FAILED, reason=Reason(reason), message=message)
-        case (_, _, message):
-            return Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=message)
 
 
 def _due(session: Session, choices: Mapping[str, Choose]) -> list[str]:

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-pytest.importorskip("playwright")
-
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from hdet_ray.config import Auto, Fixed
@@ -29,14 +26,13 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.fail("no Chromium here: apt-get install --no-install-recommends chromium fonts-dejavu-core")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser

@@ -26,6 +26,7 @@ from hdet_service.metrics import RunView, count_round
 from hdet_service.states import State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, LedgerStart, Round, Transition
+from tests.unit.runs import make_replica
 
 BEST_RATE = 0.03
 
@@ -209,15 +210,7 @@ class RecordedRun:
         progress = 0.0 if plan.is_search else (plan.step - plan.search_steps) / plan.total_steps
         probe_loss = self.loss_of(rate, progress, replica)
         loss = probe_loss + self._noise.gauss(0.05, 0.02)
-        return ReplicaReport(
-            loss=loss,
-            tail_loss=loss,
-            start_loss=loss,
-            last_loss=loss,
-            noise=0.05,
-            is_finite=math.isfinite(loss),
-            probe_loss=probe_loss if plan.probe else None,
-        )
+        return make_replica(loss, probe_loss=probe_loss if plan.probe else None)
 
 
 def stored_lines(store: Store, job_id: str) -> list[dict[str, Any]]:

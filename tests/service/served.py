@@ -31,6 +31,7 @@ from hdet_service.controller import create_controller
 from hdet_service.settings import Settings
 from hdet_service.starter import RecordingStarter
 from tests.service.recorded_runs import bowl, config_of
+from tests.unit.runs import make_replica
 
 T = TypeVar("T")
 
@@ -187,16 +188,7 @@ def _report(plan: Plan) -> RoundReport:
     def replica(r: int) -> ReplicaReport:
         rate = plan.peak[RATE, 0] * plan.values[RATE, 0][r]
         loss = bowl(rate, 0.0 if plan.is_search else plan.step / plan.total_steps, r)
-        is_finite = loss == loss
-        return ReplicaReport(
-            loss=loss,
-            tail_loss=loss,
-            start_loss=loss,
-            last_loss=loss,
-            noise=0.05,
-            is_finite=is_finite,
-            probe_loss=loss if plan.probe else None,
-        )
+        return make_replica(loss, probe_loss=loss if plan.probe else None)
 
     return RoundReport(
         round=plan.round,

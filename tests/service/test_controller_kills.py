@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-import safetensors.torch
 import torch
 
 from tests.service.live import Live, live_service, wait_for
-from tests.service.users import history, rates_of, upload_project
+from tests.service.users import export, history, rates_of, upload_project
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
@@ -33,14 +30,6 @@ CONTROL_TIMEOUT_S = 1.0
 def service() -> Iterator[Live]:
     with live_service() as running:
         yield running
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where the ranks of a job write what they did."""
-    made = Path(tempfile.mkdtemp(prefix="hk-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
 
 
 def submit(service: Live, environment: dict[str, Any], trace: Path, pace_s: float) -> str:
@@ -60,20 +49,11 @@ def kill_controller(service: Live) -> float:
     return time.monotonic() - began_s
 
 
-def final_weights(service: Live, job_id: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Of the newest checkpoint."""
-    saved = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["items"]
-    newest = max(item["round"] for item in saved)
-    file = folder / "weights.safetensors"
-    file.write_bytes(service.ask("GET", f"/v1/jobs/{job_id}/checkpoints/{newest}/export").content)
-    return safetensors.torch.load_file(file)
-
-
-def test_twenty_kills_change_no_bit_and_lose_no_round(service: Live, folder: Path) -> None:
-    environment = upload_project(service, folder)
-    calm = submit(service, environment, folder / "calm", 0.0)
+def test_twenty_kills_change_no_bit_and_lose_no_round(service: Live, tmp_path: Path) -> None:
+    environment = upload_project(service, tmp_path)
+    calm = submit(service, environment, tmp_path / "calm", 0.0)
     assert service.wait_end(calm)["state"] == "SUCCEEDED", service.describe(calm)
-    job_id = submit(service, environment, folder / "killed", 0.1)
+    job_id = submit(service, environment, tmp_path / "killed", 0.1)
     service.wait(job_id, lambda job: job["state"] == "RUNNING")
     moments = random.Random(6)
     back_s = []
@@ -88,16 +68,16 @@ def test_twenty_kills_change_no_bit_and_lose_no_round(service: Live, folder: Pat
     assert [item["plan"] for item in items] == [item["plan"] for item in expected]
     assert [item["round"] for item in items] == list(range(len(expected)))
     assert service.hdet("replay", job_id).returncode == 0
-    killed, undisturbed = (final_weights(service, each, folder) for each in (job_id, calm))
+    killed, undisturbed = (export(service, each, tmp_path / each) for each in (job_id, calm))
     assert killed.keys() == undisturbed.keys()
     assert all(torch.equal(killed[name], undisturbed[name]) for name in killed)
 
 
 def test_overrides_that_the_controller_dies_over_apply_once_or_not_at_all(
-    service: Live, folder: Path
+    service: Live, tmp_path: Path
 ) -> None:
-    environment = upload_project(service, folder)
-    job_id = submit(service, environment, folder / "trace", 0.05)
+    environment = upload_project(service, tmp_path)
+    job_id = submit(service, environment, tmp_path / "trace", 0.05)
     path = f"/v1/jobs/{job_id}/schedule"
     wait_for(
         lambda: service.ask("GET", path).json()["phase"] == "train" or None,
@@ -130,13 +110,13 @@ def test_overrides_that_the_controller_dies_over_apply_once_or_not_at_all(
     last = items[-2]["plan"]["scale"]["lr"]["0"]
     first = next(item["plan"]["scale"]["lr"]["0"] for item in items if item["plan"]["phase"] == "train")
     assert last == pytest.approx(first * 0.9 ** len(folded), rel=1e-9)
-    assert len(rates_of(folder / "trace", 0)) == TOTAL_STEPS, "training was started anew"
+    assert len(rates_of(tmp_path / "trace", 0)) == TOTAL_STEPS, "training was started anew"
 
 
-def test_a_minute_without_controller_costs_training_one_timeout(service: Live, folder: Path) -> None:
+def test_a_minute_without_controller_costs_training_one_timeout(service: Live, tmp_path: Path) -> None:
     """The actor is stopped, not killed: calls to it hang until they time out."""
-    environment = upload_project(service, folder)
-    job_id = submit(service, environment, folder / "trace", 0.05)
+    environment = upload_project(service, tmp_path)
+    job_id = submit(service, environment, tmp_path / "trace", 0.05)
     service.wait(job_id, lambda job: job["progress"]["step"] > 200)
     process = service.status()["controller"]["pid"]
     os.kill(process, signal.SIGSTOP)
@@ -147,7 +127,7 @@ def test_a_minute_without_controller_costs_training_one_timeout(service: Live, f
     assert service.wait_end(job_id, 900)["state"] == "SUCCEEDED", service.describe(job_id)
     items = history(service, job_id)
     assert [item["round"] for item in items] == list(range(len(items)))
-    steps = rates_of(folder / "trace", 0)
+    steps = rates_of(tmp_path / "trace", 0)
     boundaries = [b for a, b in itertools.pairwise(steps) if a["round"] != b["round"]]
     before = {b["step"]: a["at_s"] for a, b in itertools.pairwise(steps)}
     waits_s = [b["at_s"] - before[b["step"]] for b in boundaries]

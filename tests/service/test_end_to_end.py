@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from hdet_ray.core.codec import from_json
 from hdet_ray.core.plan import RATE, Plan, value_at
 from tests.service.live import Live, live_service, wait_for
-from tests.service.users import history, rates_of, upload_project
+from tests.service.users import export, history, rates_of, upload_project
 
 WEIGHTS = {"0.weight", "0.bias", "2.weight", "2.bias"}
 """Names in the user's network."""
@@ -31,25 +28,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 def service() -> Iterator[Live]:
     with live_service(retry_delay_s="0.5") as running:
         yield running
-
-
-@pytest.fixture
-def trace() -> Iterator[Path]:
-    """Where the ranks of a job write what they did."""
-    folder = Path(tempfile.mkdtemp(prefix="ht-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def export(service: Live, job_id: str, folder: Path) -> dict[str, torch.Tensor]:
-    """The newest checkpoint's weights, through the API."""
-    saved = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["items"]
-    newest = max(item["round"] for item in saved)
-    answer = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints/{newest}/export")
-    assert answer.status_code == 200, answer.text
-    file = folder / "exported.safetensors"
-    file.write_bytes(answer.content)
-    return safetensors.torch.load_file(file)
 
 
 def require_planned_rates(
@@ -69,10 +47,10 @@ def require_planned_rates(
         assert checked > total_steps // 2
 
 
-def test_an_override_reaches_every_optimizer_and_the_run_can_be_proven(trace: Path, tmp_path: Path) -> None:
+def test_an_override_reaches_every_optimizer_and_the_run_can_be_proven(tmp_path: Path) -> None:
     with live_service() as service:
         total_steps = 900
-        config = {"total_steps": total_steps, "pace_s": 0.03, "trace": str(trace)}
+        config = {"total_steps": total_steps, "pace_s": 0.03, "trace": str(tmp_path)}
         environment = upload_project(service, tmp_path)
         job_id = service.submit(
             entrypoint="mine:train", config=config, runtime_env=environment, replicas={"min": 2, "max": 2}
@@ -106,14 +84,14 @@ def test_an_override_reaches_every_optimizer_and_the_run_can_be_proven(trace: Pa
         assert service.wait_end(job_id)["state"] == "SUCCEEDED", service.describe(job_id)
 
         items = history(service, job_id)
-        require_planned_rates(trace, items, 2, total_steps)
+        require_planned_rates(tmp_path, items, 2, total_steps)
         plans = {item["plan"]["round"]: from_json(Plan, item["plan"]) for item in items}
         before, after = plans[override["applied_round"] - 1], plans[override["applied_round"]]
         assert math.isclose(after.scale[RATE, 0], 0.5 * before.scale[RATE, 0], rel_tol=1e-12)
-        assert override["applied_round"] in {used["round"] for used in rates_of(trace, 0)}
+        assert override["applied_round"] in {used["round"] for used in rates_of(tmp_path, 0)}
         replayed = service.hdet("replay", job_id)
         assert replayed.returncode == 0, replayed.stderr
-        assert set(export(service, job_id, tmp_path)) == set(WEIGHTS)
+        assert set(export(service, job_id, tmp_path / "exported.safetensors")) == set(WEIGHTS)
         service.down()
         assert service.processes() == []
 
@@ -128,10 +106,10 @@ def worker_of_rank(service: Live, rank: int) -> Any:
 
 @pytest.mark.parametrize("entrypoint", ["mine:train", "python train.py"])
 def test_a_users_own_project_outlives_a_killed_worker_and_loads_in_plain_torch(
-    service: Live, trace: Path, tmp_path: Path, entrypoint: str
+    service: Live, tmp_path: Path, entrypoint: str
 ) -> None:
     total_steps = 600
-    config = {"total_steps": total_steps, "pace_s": 0.03, "trace": str(trace)}
+    config = {"total_steps": total_steps, "pace_s": 0.03, "trace": str(tmp_path)}
     spec: dict[str, Any] = {"entrypoint": entrypoint, "config": config}
     if entrypoint.startswith("python"):
         spec = {"entrypoint": f"{entrypoint} '{json.dumps(config)}'", "config": {}}
@@ -143,9 +121,9 @@ def test_a_users_own_project_outlives_a_killed_worker_and_loads_in_plain_torch(
     job = service.wait_end(job_id)
     assert (job["state"], job["progress"]["step"]) == ("SUCCEEDED", total_steps), service.describe(job_id)
     assert (job["attempt"], job["submission"]) == (2, 1)
-    require_planned_rates(trace, history(service, job_id), 2, total_steps)
+    require_planned_rates(tmp_path, history(service, job_id), 2, total_steps)
     loaded = tmp_path / "load.py"
-    weights = export(service, job_id, tmp_path)
+    weights = export(service, job_id, tmp_path / "exported.safetensors")
     loaded.write_text(
         "import sys, torch, safetensors.torch\nfrom torch import nn\n"
         "net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))\n"

@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
+
 from tests.service.live import Live
 
 PROJECT = Path(__file__).parent / "users_project"
@@ -44,3 +47,13 @@ def history(service: Live, job_id: str) -> list[dict[str, Any]]:
         items += page["items"]
         following = page["next"]
     return items
+
+
+def export(service: Live, job_id: str, file: Path) -> dict[str, torch.Tensor]:
+    """The newest checkpoint's weights, through the API and a file."""
+    saved = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints").json()["items"]
+    newest = max(item["round"] for item in saved)
+    answer = service.ask("GET", f"/v1/jobs/{job_id}/checkpoints/{newest}/export")
+    assert answer.status_code == 200, answer.text
+    file.write_bytes(answer.content)
+    return safetensors.torch.load_file(file)

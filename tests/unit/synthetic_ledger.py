@@ -12,8 +12,9 @@ from hdet_ray.core.decide import decide, start
 from hdet_ray.core.one_cycle import OneCycle
 from hdet_ray.core.plan import Plan
 from hdet_ray.core.replay import header_line, item_line
-from hdet_ray.core.report import ReplicaReport, RoundReport
+from hdet_ray.core.report import RoundReport
 from hdet_ray.core.state import ScheduleConfig
+from tests.unit.runs import make_replica
 
 BEST_RATE = 0.03
 UNTRAINED_LOSS = 5.55
@@ -73,17 +74,7 @@ def _report(plan: Plan, loss_of: ReplicaLoss, noise: random.Random) -> RoundRepo
         progress = 0.0 if plan.is_search else (plan.step - plan.search_steps) / plan.total_steps
         probe_loss = loss_of(rate, progress)
         loss = probe_loss + noise.gauss(0.05, 0.03)
-        replicas.append(
-            ReplicaReport(
-                loss=loss,
-                tail_loss=loss,
-                start_loss=loss,
-                last_loss=loss,
-                noise=0.05,
-                is_finite=math.isfinite(loss),
-                probe_loss=probe_loss if plan.probe else None,
-            )
-        )
+        replicas.append(make_replica(loss, probe_loss=probe_loss if plan.probe else None))
     return RoundReport(
         round=plan.round,
         calls=plan.num_steps,
