@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-BENCHMARKS := converge scheduler_step throughput search startup quality controller
+BENCHMARKS := converge scheduler_step throughput search startup quality controller recovery
 TYPED := hdet_ray/core hdet_ray/config.py hdet_ray/exceptions.py service/hdet_service
 
 # One thread a process: several replicas share the cores of one machine.

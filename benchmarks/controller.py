@@ -17,7 +17,6 @@ import json
 import os
 import random
 import resource
-import socket
 import sqlite3
 import tempfile
 import threading
@@ -33,6 +32,7 @@ import uvicorn
 
 from benchmarks.measure import print_table, quantile, summary, write_result
 from benchmarks.played_runs import PlayedRun
+from hdet_service.actor import listening_socket
 from hdet_service.app import create_app
 from hdet_service.controller import Controller, create_controller
 from hdet_service.settings import Settings
@@ -234,7 +234,7 @@ async def measure_http(folder: Path, num_rounds: int, requests: int) -> dict[str
         run = PlayedRun(job_id(STORED_JOBS + n), WIDE_REPLICAS if n == 0 else 8)
         await exchange_alone(controller, run, 3)
     app = create_app(controller)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening_socket(settings.model_copy(update={"port": 0})) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         token = (settings.home / "token").read_text(encoding="utf-8").strip()

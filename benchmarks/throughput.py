@@ -1,7 +1,9 @@
 """How many steps per second does a training loop keep beside DDP with torch's `OneCycleLR`?
 
 Four Gloo ranks train a byte model under four schedulers, all in the same processes and in turn: a slice of 10
-steps each, ten slices to a round of 100 with its boundary. A pair is one such round of DDP and one of ours:
+steps each, ten slices to a round of 100 with its boundary. Processes are started anew several times, with the
+sides made in another order: where a side's memory comes to lie is worth 1 to 2 %, for as long as it lives.
+A pair is one such round of DDP and one of ours:
 DDP's seconds over ours, the median with a 95 % interval. `fixed_shared_ratio` (`Fixed(alpha=1/9)`) and
 `auto_ratio` (`Auto` after its search) are to stay above 0.97 with their lower end, `fixed_local_ratio` (no
 gradients are exchanged) above 1. The same for a smaller model stands beside it.
@@ -26,6 +28,7 @@ from hdet_ray.config import Auto, Controller, Fixed
 from hdet_ray.workloads.byte_lm import Settings
 
 NUM_RANKS = 4
+NUM_STARTS = 5
 ROUND_STEPS = 100
 SLICE_STEPS = 10
 TOTAL_STEPS = 20_000
@@ -38,16 +41,27 @@ CONTROLLERS: dict[str, Controller | None] = {
 LOWER_BOUNDS = {"fixed_shared_ratio": 0.97, "auto_ratio": 0.97, "fixed_local_ratio": 1.0}
 
 
-def run_rank(settings: Settings, pairs: int) -> dict[str, Any]:
+def run_rank(settings: Settings, pairs: int, start: int) -> dict[str, Any]:
     """Time rounds of every side, the first of them uncounted."""
     settings = replace(settings, total_steps=TOTAL_STEPS)
-    loops = {name: Loop(settings, controller) for name, controller in CONTROLLERS.items()}
+    names = [*CONTROLLERS]
+    names = names[start % len(names) :] + names[: start % len(names)]
+    loops = {name: Loop(settings, CONTROLLERS[name]) for name in names}
     loops["auto"].search()  # What it costs is another question: `benchmarks/search.py`.
     rounds = [time_round(loops, first=pair % len(loops)) for pair in range(1 + pairs)]
     return {
         "seconds": {name: [round_[name] for round_ in rounds[1:]] for name in loops},
         "parameters": loops["ddp"].num_parameters,
     }
+
+
+def measure(settings: Settings, pairs: int, starts: int) -> dict[str, Any]:
+    """Rounds of every side over all starts."""
+    measured = [
+        measure_on_ranks(run_rank, NUM_RANKS, settings, -(-pairs // starts), start) for start in range(starts)
+    ]
+    seconds = {name: [s for one in measured for s in one["seconds"][name]] for name in CONTROLLERS}
+    return {"seconds": seconds, "parameters": measured[0]["parameters"]}
 
 
 def time_round(loops: Mapping[str, Loop], first: int) -> dict[str, float]:
@@ -118,15 +132,17 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pairs = arguments.pairs or (6 if arguments.quick else 40)
+    starts = 1 if arguments.quick else NUM_STARTS
     models = {"": SMALL} if arguments.quick else {"": MILLION, "_small": SMALL}
     payload: dict[str, Any] = {
         "ranks": NUM_RANKS,
         "backend": "gloo",
         "sync_every": ROUND_STEPS,
+        "starts": starts,
         "bounds": {"low": LOWER_BOUNDS},
     }
     for suffix, settings in models.items():
-        measured = measure_on_ranks(run_rank, NUM_RANKS, settings, pairs)
+        measured = measure(settings, pairs, starts)
         figures = compare(measured["seconds"])
         print_comparison(measured, figures)
         payload |= {f"{name}{suffix}": figure for name, figure in figures.items()}

@@ -127,7 +127,7 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """Turns the service's errors into one line and the exit code that is theirs."""
-    from hdet_service.cluster import ClusterError, NotRunningError, PortTakenError
+    from hdet_service.cluster_state import ClusterError, NotRunningError, PortTakenError
     from hdet_service.draining import DrainRefusedError
 
     codes = {NotRunningError: EXIT_UNREACHABLE, DrainRefusedError: EXIT_REFUSED, PortTakenError: EXIT_REFUSED}

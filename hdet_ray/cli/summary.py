@@ -6,6 +6,7 @@ import math
 
 from hdet_ray.view.history import History
 from hdet_ray.view.numbers import loss_text, rate_text
+from hdet_ray.view.samples import account
 
 Fact = tuple[str, str]
 """A name and what stands beside it."""
@@ -35,6 +36,10 @@ def facts_of(history: History) -> tuple[Fact, ...]:
     if history.rounds:
         losses = history.rounds[-1].live_losses
         facts.append(("last training loss", loss_text(sum(losses) / len(losses) if losses else math.nan)))
+    counted = account(history.rounds, history.abandoned)
+    if counted.is_counted:
+        again = f", {counted.lost:,} more in rounds that were repeated" if counted.lost else ""
+        facts.append(("samples", f"{counted.total:,}{again}"))
     return tuple(facts)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hdet_service.client import HDETClient, Job
 
 _TOLD_EVENTS = frozenset(
-    {"state", "attempt", "override", "note", "quarantine", "rollback", "resize", "retry"}
+    {"state", "attempt", "override", "note", "quarantine", "rollback", "resize", "recovery", "retry"}
 )
 
 

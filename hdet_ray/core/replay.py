@@ -44,6 +44,8 @@ class Ledger:
 
     state: ScheduleState
     items: tuple[LedgerItem, ...]
+    abandoned: tuple[LedgerItem, ...] = ()
+    """Rounds that a newer attempt went back before, in the order of their lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +143,17 @@ def read_ledger(lines: Iterable[str]) -> Ledger:
     except CheckpointError as error:
         raise LedgerError(f"line 1: {error}") from error
     items: list[LedgerItem] = []
+    abandoned: list[LedgerItem] = []
     for number, text in numbered[1:]:
         item = _item(number, _parse(number, text))
         problem = _out_of_order(item, items, first=state.round)
         if problem:
             raise LedgerError(f"line {number}: {problem}")
-        del items[item.round - state.round :]  # a newer attempt went back to here
+        # A newer attempt may have gone back to here.
+        abandoned += items[item.round - state.round :]
+        del items[item.round - state.round :]
         items.append(item)
-    return Ledger(state=state, items=tuple(items))
+    return Ledger(state=state, items=tuple(items), abandoned=tuple(abandoned))
 
 
 def replay(ledger: Ledger) -> Replay:

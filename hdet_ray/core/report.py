@@ -58,5 +58,7 @@ class RoundReport:
 
     ``wall_s`` (training), ``sync_s`` (judging's end to the report), ``sync_bytes`` (of an average, this
     rank's), ``param_divergence_ratio`` (of rounds that end in an average: the largest distance of an averaged
-    replica's parameters from the mean, over the mean's norm), ``samples`` (trained on by all ranks).
+    replica's parameters from the mean, over the mean's norm), and where samples are counted ``samples``
+    (of all ranks), ``samples/0``, ``samples/1``, … (of each replica's ranks) and ``samples_total`` (of all
+    ranks since step 0, without what a restart made undone).
     """

@@ -1,21 +1,25 @@
 """Gradient sync by teams: who shares gradients changes at a boundary, and nothing is rebuilt.
 
-DDP keeps its buckets and its overlap with the backward pass; one communication hook decides over which
-process group each bucket is averaged. With the whole world as team, every bit is what plain DDP computes.
+DDP keeps its buckets, its overlap with the backward pass and its all-reduce in C++: only the process group
+that its reducer averages over is another one. With the whole world as team, DDP is as it was.
 """
 
-# No postponed annotations in this file: DDP compares the hook's annotations with the types themselves.
+from __future__ import annotations
 
 import weakref
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.optim.gradient_flags import GradientFlags
+
+_OWNER = "_hdet_team_sync"
+"""Where a DDP module keeps who switches its teams: it has room for one."""
 
 
 class TeamSync:
@@ -27,20 +31,22 @@ class TeamSync:
         model: The DDP-wrapped module (or what ``torch.compile`` made of it), without a communication hook.
 
     Raises:
-        ConfigError: ``model`` is not DDP, or already has a communication hook.
+        ConfigError: ``model`` is not DDP, has a communication hook or belongs to a scheduler.
     """
 
     def __init__(self, model: nn.Module) -> None:
         ddp = _require_ddp(model)
-        # DDP's reducer keeps this object where Python's collector does not look: held in return, the model
-        # would never be freed.
-        self._model = weakref.ref(ddp)
-        self._group: dist.ProcessGroup | None = ddp.process_group
-        self._size: int = ddp.process_group.size()
+        _require_free(ddp)
+        # Hooks hold this object: held in return, the model would never be freed.
+        self._model = weakref.ref(model)
+        self._world: dist.ProcessGroup = ddp.process_group
+        self._group: dist.ProcessGroup = self._world
+        self._alone: dist.ProcessGroup | None = None
         self._syncs_buffers = bool(getattr(ddp, buffer_switch(ddp)))
         self._flags = GradientFlags()
-        self._on_their_way: list[tuple[dist.Work, torch.futures.Future[Tensor], Tensor]] = []
-        _register(ddp, self)
+        self._bucket_watch: RemovableHandle | None = None
+        vars(ddp)[_OWNER] = self
+        _last_ready(ddp).register_post_accumulate_grad_hook(self._flags.note_gradient_of)
 
     def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
         """Average gradients over ``group`` from the next backward pass on.
@@ -54,61 +60,56 @@ class TeamSync:
                 from rank 0 at each forward pass, if the model was wrapped so: between teams it would
                 mix their BatchNorm statistics.
         """
-        self._group = group if size > 1 else None
-        self._size = size
         model = self._model()
-        if model is not None:
-            setattr(model, buffer_switch(model), self._syncs_buffers and is_whole_world)
+        if model is None:
+            return
+        ddp = _require_ddp(model)
+        if is_whole_world:
+            self._group = self._world
+        else:
+            self._group = group if group is not None and size > 1 else self._group_of_one()
+            self._lay_out_buckets_together(model, ddp)
+        ddp.reducer._update_process_group(self._group)
+        setattr(ddp, buffer_switch(ddp), self._syncs_buffers and is_whole_world)
 
     def first_nonfinite(self) -> int | None:
-        """How many buckets of this rank's own gradients were finite before its first that was not.
+        """How many backward passes of this rank were finite before its first that was not.
 
-        Reading it begins the count anew; one host-device sync a device. A shared gradient spoils everyone's
-        weights, and with them all later gradients: the rank with the smallest number brought it.
+        Reading it begins the count anew; one host-device sync. A shared gradient spoils everyone's weights,
+        and with them all later gradients: the rank with the smallest number brought it.
 
         Returns:
             The number since the last call, None if all were finite.
         """
         return self._flags.first_nonfinite()
 
-    def start(
-        self,
-        bucket: dist.GradBucket,  # type: ignore[name-defined]
-    ) -> torch.futures.Future[Tensor]:
-        """Begin averaging a bucket of this rank's gradients; the future holds the mean."""
-        gradients: Tensor = bucket.buffer()
-        if self._group is None:
-            self._flags.note(gradients)
-            return _completed(gradients)
-        # Multiplied before the sum, as DDP itself does: dividing rounds differently where the size is odd.
-        self._flags.note_and_scale(gradients, 1.0 / self._size)
-        work = self._group.allreduce([gradients])
-        if not gradients.is_cpu:
-            mean: torch.futures.Future[Tensor] = work.get_future().then(_first_tensor)
-            return mean
-        # On a host a callback would want Python in the backend's own thread, for each bucket. DDP waits for
-        # all of them right after the last one: waiting in the last one's hook takes no longer.
-        if bucket.index() == 0:
-            self._on_their_way.clear()  # those of a backward pass that raised
-        mean = torch.futures.Future()
-        self._on_their_way.append((work, mean, gradients))
-        if bucket.is_last():
-            self._land()
-        return mean
+    def _group_of_one(self) -> dist.ProcessGroup:
+        # Not by leaving the sync out, as `no_sync` does: loops switch that on and off themselves.
+        if self._alone is None:
+            self._alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+        return self._alone
 
-    def _land(self) -> None:
-        for work, mean, gradients in self._on_their_way:
-            work.wait()
-            mean.set_result(gradients)
-        self._on_their_way.clear()
+    def _lay_out_buckets_together(self, model: nn.Module, ddp: DistributedDataParallel) -> None:
+        """DDP lays its buckets out anew before the second forward pass, and rank 0 tells in which order: all
+        ranks, not those of a team, or a later team of other ranks would add up different buckets."""
+        if self._bucket_watch is not None or ddp._has_rebuilt_buckets:
+            return
+        rebuilt = weakref.ref(ddp)
 
+        # A function, not a method: a deep copy of the model must not copy this object.
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def before_forward(_module: nn.Module, _inputs: Any) -> None:
+            ddp = rebuilt()
+            if ddp is None or not torch.is_grad_enabled():
+                return
+            if not ddp._has_rebuilt_buckets:
+                ddp.reducer._update_process_group(self._world)
+                ddp._has_rebuilt_buckets = bool(ddp.reducer._rebuild_buckets())
+                ddp.reducer._update_process_group(self._group)
+            if ddp._has_rebuilt_buckets:
+                watch.remove()
 
-def team_hook(
-    state: TeamSync,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]
-) -> torch.futures.Future[Tensor]:
-    """DDP's side of ``TeamSync``: called once for each bucket of each synchronizing backward pass."""
-    return state.start(bucket)
+        watch = self._bucket_watch = model.register_forward_pre_hook(before_forward)
 
 
 def buffer_switch(model: DistributedDataParallel) -> str:
@@ -139,30 +140,29 @@ def _require_ddp(model: nn.Module) -> DistributedDataParallel:
     )
 
 
-def _register(model: DistributedDataParallel, sync: TeamSync) -> None:
-    remedy = (
-        "a model has room for one: leave out its register_comm_hook (and any other scheduler of this "
-        "library), or wrap the module in a new DistributedDataParallel"
+def _require_free(model: DistributedDataParallel) -> None:
+    if _OWNER in vars(model):
+        raise ConfigError(
+            "model already belongs to another scheduler of this library; a model has room for one: wrap the "
+            "module in a new DistributedDataParallel"
+        )
+    hooks = model._comm_hooks
+    if not hooks and not _has_hook_of_torchs_own(model):
+        return
+    name = repr(getattr(hooks[0][0], "__qualname__", hooks[0][0])) if hooks else "of torch's own"
+    raise ConfigError(
+        f"model already has the communication hook {name}, which shares gradients with all ranks; leave out "
+        "its register_comm_hook, or wrap the module in a new DistributedDataParallel"
     )
-    if hooks := model._comm_hooks:
-        name = getattr(hooks[0][0], "__qualname__", repr(hooks[0][0]))
-        raise ConfigError(f"model already has the communication hook {name!r}; {remedy}")
-    try:
-        model.register_comm_hook(state=sync, hook=team_hook)
-    except RuntimeError as error:  # Hooks built into torch leave no trace in Python.
-        if "once" not in str(error):
-            raise
-        raise ConfigError(f"model already has a communication hook of torch's own; {remedy}") from error
 
 
-def _completed(value: Tensor) -> torch.futures.Future[Tensor]:
-    future: torch.futures.Future[Tensor] = torch.futures.Future(
-        devices=[] if value.device.type == "cpu" else [value.device]
-    )
-    future.set_result(value)
-    return future
+def _has_hook_of_torchs_own(model: DistributedDataParallel) -> bool:
+    """Hooks built into torch leave no trace in Python, but in what DDP logs."""
+    logged = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+    return bool(logged.get("comm_hook"))
 
 
-def _first_tensor(future: torch.futures.Future[Any]) -> Tensor:
-    tensor: Tensor = future.value()[0]
-    return tensor
+def _last_ready(model: DistributedDataParallel) -> nn.Parameter:
+    """The parameter whose gradient is computed last: what is not finite further on has come through it."""
+    ignored = set(model.parameters_to_ignore)
+    return next(p for name, p in model.module.named_parameters() if p.requires_grad and name not in ignored)

@@ -34,7 +34,8 @@ from hdet_ray.optim.divergence import largest
 from hdet_ray.optim.gradient_sync import TeamSync
 from hdet_ray.optim.hyperparameters import BoundHyperparameter
 from hdet_ray.optim.probes import Probe
-from hdet_ray.optim.rows import HealthRow, ProbeRow, replica_means, replica_reports
+from hdet_ray.optim.rows import HealthRow, ProbeRow, replica_means, replica_reports, sample_facts
+from hdet_ray.optim.samples import SampleCount
 from hdet_ray.optim.weights import Weights
 from hdet_ray.optim.window import summarize
 
@@ -88,6 +89,8 @@ class Rounds:
         """Asked on every rank at each boundary; what rank 0's tell stands among the report's facts."""
         self.directive_sources: list[Callable[[], str | None]] = []
         """Asked on rank 0 at each boundary, where the control asks for nothing; the first answer counts."""
+        self.samples = SampleCount()
+        """What the ranks have trained on."""
         self._sync = sync
         self._probe = probe
         self._hyperparameters = hyperparameters
@@ -196,7 +199,7 @@ class Rounds:
         verdict = judge(finished, replicas, self.state.config.thresholds)
         replicas, untrained = self._gather_probes(replicas, rows)
         ended_s = self._clock()
-        sync_bytes, divergence = self._settle_weights(finished, verdict)
+        sync_bytes, divergence = self._settle_weights(finished, verdict, self._shares_moments(rows))
         report = RoundReport(
             round=finished.round,
             calls=calls,
@@ -210,6 +213,7 @@ class Rounds:
                 "sync_s": self._clock() - ended_s,
                 "sync_bytes": float(sync_bytes),
                 **({} if divergence is None else {"param_divergence_ratio": divergence}),
+                **self.samples.told(sample_facts(rows, self.collective.ranks_per_replica)),
                 **self._facts_of_others(),
             },
         )
@@ -275,6 +279,8 @@ class Rounds:
             first_nonfinite=math.inf if first_nonfinite is None else float(first_nonfinite),
             skips=float(num_skipped),
             averaged_tensors=float(self.weights.num_averaged()),
+            moments=self.weights.moments_digest() if self._may_share_moments else nan,
+            samples=self.samples.take_new(),
         )
         rows = [HealthRow.from_list(r) for r in self.collective.gather_row(row.as_list())]
         if self.plan.end == "average" and len({r.averaged_tensors for r in rows}) > 1:
@@ -330,14 +336,24 @@ class Rounds:
             failure.__cause__ = error
             return _Measured(error=failure)
 
-    def _settle_weights(self, plan: Plan, verdict: Verdict) -> tuple[int, float | None]:
+    @property
+    def _may_share_moments(self) -> bool:
+        """The optimizer's moments follow from gradients that all ranks share."""
+        return self.plan.end == "average" and self.plan.is_one_team
+
+    def _shares_moments(self, rows: Sequence[HealthRow]) -> bool:
+        """Every replica holds the same optimizer state, bit for bit: there is nothing to average."""
+        g = self.collective.ranks_per_replica
+        return self._may_share_moments and all(len({r.moments for r in rows[i::g]}) == 1 for i in range(g))
+
+    def _settle_weights(self, plan: Plan, verdict: Verdict, shares_moments: bool) -> tuple[int, float | None]:
         """Bytes of an average, and how far the replica that went furthest was from it."""
         if plan.end == "put_back" or verdict.rolls_back:
             self.weights.restore_snapshot()
             return 0, None
         if plan.end != "average":
             return 0, None
-        num_bytes, distance = self.weights.average_measured(verdict.weights)
+        num_bytes, distance = self.weights.average_measured(verdict.weights, shares_moments=shares_moments)
         distances = [row[0] for row in self.collective.gather_row([distance])]
         return num_bytes, largest(distances[:: self.collective.ranks_per_replica], verdict.weights)
 

@@ -27,6 +27,10 @@ class HealthRow:
     """Steps that this rank's optimizer skipped."""
     averaged_tensors: float
     """Tensors that this rank would put into an average: as many on every rank."""
+    moments: float
+    """Digest of this rank's optimizer state, where ranks that share gradients may hold the same."""
+    samples: float
+    """Training samples that this rank took in the round; not a number where nothing counts them."""
 
     def as_list(self) -> list[float]:
         """The row as it travels."""
@@ -71,6 +75,15 @@ def replica_reports(rows: Sequence[HealthRow], ranks_per_replica: int) -> list[R
 def replica_means(values: Sequence[float], ranks_per_replica: int) -> list[float]:
     """One mean per replica of one value per rank."""
     return [_mean(values[i : i + ranks_per_replica]) for i in range(0, len(values), ranks_per_replica)]
+
+
+def sample_facts(rows: Sequence[HealthRow], ranks_per_replica: int) -> dict[str, float]:
+    """The round's samples, of all ranks and of each replica's; none where a rank doesn't count its own."""
+    taken = [row.samples for row in rows]
+    if not all(map(math.isfinite, taken)):
+        return {}
+    replicas = [sum(taken[i : i + ranks_per_replica]) for i in range(0, len(taken), ranks_per_replica)]
+    return {"samples": sum(taken), **{f"samples/{replica}": own for replica, own in enumerate(replicas)}}
 
 
 def _replica_report(rows: Sequence[HealthRow], earliest: float) -> ReplicaReport:

@@ -6,6 +6,7 @@ would wait for each other for ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from hdet_ray.optim.collective import Collective
 STATE_DICT_VERSION = 1
 
 _COUNTS = ("last_epoch", "calls_in_round", "moved_in_round")
+_SAMPLES = ("samples_total", "samples_in_round")
+"""Samples that a run has counted, where it did."""
 _REMEDY = "it was cut or made by another class; take another checkpoint"
 
 
@@ -68,6 +71,10 @@ def _checked(state_dict: Mapping[str, Any], own: ScheduleState, also: Iterable[s
     for name in _COUNTS:
         if not isinstance(state_dict[name], int) or state_dict[name] < 0:
             raise CheckpointError(f"the scheduler state's {name}={state_dict[name]!r} is no count: {_REMEDY}")
+    for name in _SAMPLES:
+        counted = state_dict.get(name, 0)
+        if isinstance(counted, bool) or not isinstance(counted, int | float) or not 0 <= counted < math.inf:
+            raise CheckpointError(f"the scheduler state's {name}={counted!r} is no count: {_REMEDY}")
     if not isinstance(state_dict["schedule"], Mapping):
         raise CheckpointError(f"the scheduler state's schedule is no mapping: {_REMEDY}")
     state = state_from_json(state_dict["schedule"])

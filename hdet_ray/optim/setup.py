@@ -160,17 +160,18 @@ def on_every_rank(collective: Collective, build: Callable[[], T]) -> T:
 
 
 def _tie(a: RunArguments, config: ScheduleConfig, collective: Collective) -> _Tied:
-    ddp = ddp_of(a.model)
     return _Tied(
-        sync=None if ddp is None or collective.world_size == 1 else _team_sync(ddp, config),
+        sync=_team_sync(a.model, config) if collective.world_size > 1 else None,
         probe=None if a.probe is None or a.model is None else Probe(a.probe, a.model, seed=a.seed),
     )
 
 
-def _team_sync(ddp: DistributedDataParallel, config: ScheduleConfig) -> TeamSync | None:
+def _team_sync(model: nn.Module | None, config: ScheduleConfig) -> TeamSync | None:
     """Sync by teams; without it where the user's own communication hook shares gradients with all anyway."""
+    if model is None or ddp_of(model) is None:
+        return None
     try:
-        return TeamSync(ddp)
+        return TeamSync(model)
     except ConfigError:
         if needs_teams(config.controller):
             raise

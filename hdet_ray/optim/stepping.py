@@ -27,6 +27,7 @@ from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import Control
 from hdet_ray.optim.recontrol import recontrolled
 from hdet_ray.optim.rounds import BoundaryEvent, Rounds
+from hdet_ray.optim.samples import CountsSamples
 from hdet_ray.optim.saved_state import STATE_DICT_VERSION, agreed_state
 from hdet_ray.optim.setup import Parts, needs_loss
 from hdet_ray.optim.updates import UpdateCounter
@@ -135,6 +136,14 @@ class ReplicaScheduler(LRScheduler):
         """
         self._rounds.fact_sources.append(source)
 
+    def count_samples(self, source: CountsSamples) -> None:
+        """Tell in each report how many samples the ranks took from theirs; on every rank.
+
+        Args:
+            source: This rank's sampler, or anything else that counts what it hands out.
+        """
+        self._rounds.samples.count(source)
+
     def on_directive(self, source: Callable[[], str | None]) -> None:
         """Ask this on rank 0 at each boundary what all ranks shall do there beside the plan."""
         self._rounds.directive_sources.append(source)
@@ -195,10 +204,12 @@ class ReplicaScheduler(LRScheduler):
             "moved_in_round": self._moved_in_round,
             "skipped": list(self._skipped),
             "bucket_order": bucket_order(self.model),
+            "samples_total": self._rounds.samples.total,
         }
         if self._calls_in_round:
             state["num_replicas"] = self.plan.num_replicas
             state["losses"] = self._window.values(self._calls_in_round)
+            state["samples_in_round"] = self._rounds.samples.in_round
             if self.plan.is_search:
                 state["snapshot"] = self._rounds.weights.snapshot_state()
         return state | self._further_state()
@@ -223,6 +234,7 @@ class ReplicaScheduler(LRScheduler):
         )
         self._rounds.restore(state)
         replay_bucket_order(self.model, state_dict.get("bucket_order") or ())
+        self._rounds.samples.restore(state_dict.get("samples_total", 0.0), 0)
         self._watch_first_forward()
         same_size = state_dict.get("num_replicas") == self.plan.num_replicas
         if not (state_dict["calls_in_round"] and same_size):
@@ -239,6 +251,7 @@ class ReplicaScheduler(LRScheduler):
         self._moved_in_round = state_dict["moved_in_round"]
         self._skipped = list(state_dict["skipped"])
         self._is_boundary = False
+        self._rounds.samples.restore(self._rounds.samples.total, state_dict.get("samples_in_round", 0))
         for i, loss in enumerate(state_dict["losses"] or ()):
             self._window.record(i, loss)
         self.last_epoch = state_dict["last_epoch"]

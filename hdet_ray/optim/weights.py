@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from hdet_ray.optim.averaging import Averager
 from hdet_ray.optim.buckets import pieces
 from hdet_ray.optim.collective import Collective
+from hdet_ray.optim.digests import bit_sums
 from hdet_ray.optim.divergence import relative_distance
 from hdet_ray.optim.snapshot import Snapshot, optimizer_tensors
 
@@ -97,11 +99,18 @@ class Weights:
         averaged, counted = self._state_tensors()
         return len(self.parameters) + len(self.buffers) + len(averaged) + len(counted)
 
-    def average(self, replica_weights: Sequence[float]) -> int:
+    def moments_digest(self) -> float:
+        """A fingerprint of the optimizer state, 48 bits as a float; one host-device sync a device."""
+        averaged, counted = self._state_tensors()
+        sums = bit_sums([*averaged, *counted])
+        return float(int.from_bytes(hashlib.blake2b(repr(sums).encode(), digest_size=6).digest(), "big"))
+
+    def average(self, replica_weights: Sequence[float], *, shares_moments: bool = False) -> int:
         """Replace everything by the replicas' weighted mean; collective.
 
         Args:
             replica_weights: One weight per replica; a replica of weight 0 takes the others' mean.
+            shares_moments: All replicas hold the same optimizer state, and keep it.
 
         Returns:
             Bytes that this rank put through all-reduces.
@@ -112,6 +121,8 @@ class Weights:
         weights = self._rank_weights(replica_weights)
         averaged, counted = self._state_tensors()
         everything = [*self.parameters, *self.buffers]
+        if shares_moments:
+            return self._averager_of(everything, [], peers).average(weights)
         if self._averages_optimizer_state:
             everything += averaged
             return self._averager_of(everything, counted, peers).average(weights)
@@ -125,7 +136,9 @@ class Weights:
         return num_bytes
 
     @torch.no_grad()
-    def average_measured(self, replica_weights: Sequence[float]) -> tuple[int, float]:
+    def average_measured(
+        self, replica_weights: Sequence[float], *, shares_moments: bool
+    ) -> tuple[int, float]:
         """`average` at a boundary, and how far this replica's parameters were from the mean; collective.
 
         The boundary before is given up for it: its copy's memory holds the parameters meanwhile.
@@ -134,11 +147,11 @@ class Weights:
             Bytes as of `average`, and the distance relative to the mean's norm (NaN: there is none).
         """
         if not self._has_snapshot or self._collective.num_replicas == 1:
-            return self.average(replica_weights), math.nan
+            return self.average(replica_weights, shares_moments=shares_moments), math.nan
         before = self._snapshot.give_up(len(self.parameters))
         self._has_snapshot = False
         torch._foreach_copy_(before, [p.detach() for p in self.parameters])
-        num_bytes = self.average(replica_weights)
+        num_bytes = self.average(replica_weights, shares_moments=shares_moments)
         return num_bytes, relative_distance(before, self.parameters)
 
     @contextmanager

@@ -59,7 +59,9 @@ def attach(
 
     Args:
         scheduler: Made with ``model=``.
-        sampler: Its position is saved per rank (`ResumableSampler`, torchdata's StatefulDataLoader, …).
+        sampler: Its position is saved per rank (`hdet_ray.data.ElasticSampler`, a shard of
+            `hdet_ray.data.get_dataset_shard`, torchdata's StatefulDataLoader, …). Where it counts in
+            ``samples_taken``, as those of `hdet_ray.data` do, reports tell the samples of each round.
         checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1. While Ray
             is still busy with the one before, a checkpoint is left out.
         extra: Further objects to save and restore by name, the same on every rank (an EMA of weights). The
@@ -94,21 +96,8 @@ def attach(
     attachment.open_ledger()
     scheduler.on_boundary(attachment.after_boundary)
     if hasattr(sampler, "samples_taken"):
-        scheduler.on_report(_NewSamples(sampler))
+        scheduler.count_samples(sampler)
     return scheduler.iterations
-
-
-class _NewSamples:
-    """What a sampler that counts has handed out since the report before."""
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._told: int = sampler.samples_taken
-
-    def __call__(self) -> dict[str, float]:
-        new = self._sampler.samples_taken - self._told
-        self._told += new
-        return {"samples": float(new)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +301,8 @@ def _metrics(event: BoundaryEvent) -> dict[str, Any]:
         "hdet/phase": plan.phase,
         "hdet/replicas": plan.num_replicas,
     }
+    if "samples_total" in event.report.facts:
+        metrics["hdet/samples"] = event.report.facts["samples_total"]
     losses = [replica.loss for replica in event.report.replicas if math.isfinite(replica.loss)]
     if losses:
         metrics["hdet/loss"] = math.fsum(losses) / len(losses)
@@ -333,6 +324,8 @@ def _find_newest(newest: Checkpoint | None, job: JobRun | None) -> _Found:
     older = [entry.checkpoint for entry in reversed(reported) if entry.checkpoint.path != newest.path]
     filesystem, _ = resolve(newest.path, newest.filesystem)
     candidates = {posixpath.join(each.path, HDET_FOLDER): each for each in [newest, *older]}
+    if job is not None:
+        candidates |= job.pinned()
     ours = [path for path in candidates if filesystem.get_file_info(path).type != pafs.FileType.NotFound]
     if not ours:
         logger.warning("none of the run's %d checkpoints is of attach(): starting at step 0", len(candidates))
@@ -368,7 +361,7 @@ def _problem(
         if item is not None and not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
             return ConfigError(
                 f"{name} is a {type(item).__name__}, which has no state_dict and load_state_dict; for a "
-                "DistributedSampler take hdet_ray.train.sampler.ResumableSampler in its place"
+                "DistributedSampler take hdet_ray.data.ElasticSampler in its place"
             )
     return None
 

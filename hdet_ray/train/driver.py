@@ -22,7 +22,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.train.failures import last_line, own_error
-from hdet_ray.train.notes import LossNotes, Notes, reason_of, telling
+from hdet_ray.train.group_notes import LossNotes, StandingNotes
+from hdet_ray.train.hopeless import end_of
+from hdet_ray.train.notes import Notes
 from hdet_ray.train.outcomes import DriverExit
 from hdet_ray.train.settings import JobSettings, job_settings
 
@@ -143,14 +145,20 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
     ranks_per_replica = int(replicas["ranks_per_replica"])
     gpus = float(replicas["gpus_per_rank"])
     resources = {"CPU": float(replicas["cpus_per_rank"])} | ({"GPU": gpus} if gpus else {})
+    num_workers = _num_workers(replicas)
+    standing = StandingNotes(
+        notes,
+        min_workers=num_workers if isinstance(num_workers, int) else num_workers[0],
+        per_worker=resources,
+    )
     return HDETTrainer(
-        telling(loop, notes),
+        loop,
         train_loop_config=dict(spec.get("config") or {}),
         ranks_per_replica=ranks_per_replica,
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
-            num_workers=_num_workers(replicas),  # type: ignore[arg-type]  # typed for Ray's old API
+            num_workers=num_workers,  # type: ignore[arg-type]  # typed for Ray's old API
             elastic_resize_monitor_interval_s=_RESIZE_INTERVAL_S,  # type: ignore[call-arg]
             use_gpu=gpus > 0,
             resources_per_worker=resources,
@@ -159,7 +167,7 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
             name=job.job,
             storage_path=job.storage_path,
             failure_config=FailureConfig(max_failures=int(spec["max_failures"])),
-            callbacks=[LossNotes(notes)],  # type: ignore[list-item]  # typed for Ray's old API
+            callbacks=[LossNotes(notes), standing],  # type: ignore[list-item]  # typed for Ray's old API
         ),
     )
 
@@ -173,7 +181,7 @@ def _num_workers(replicas: Mapping[str, Any]) -> int | tuple[int, int]:
 def _failed(error: BaseException) -> End:
     """What a failed run's reason is: the library's own error behind it, or workers that failed too often."""
     cause = own_error(error)
-    end = None if cause is None else reason_of(cause)
+    end = None if cause is None else end_of(cause)
     if end is not None:
         return End(end, last_line(cause or error))
     text = last_line(error)

@@ -16,6 +16,7 @@ from hdet_ray.core.codec import from_json
 from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, LedgerError
 from hdet_ray.optim.collective import Collective
 from hdet_ray.train.attempts import Attempts
+from hdet_ray.train.layout import HDET_FOLDER, PINNED_FOLDER
 from hdet_ray.train.outbox import Identity
 from hdet_ray.train.remote_control import RemoteControl
 from hdet_ray.train.reports import StoredCheckpoint
@@ -78,6 +79,19 @@ class JobRun:
         return self._attempts.choose(
             paths, submission=self.settings.submission, round=self.settings.resume_round
         )
+
+    def pinned(self) -> dict[str, ray.train.Checkpoint]:
+        """Checkpoints that are kept for an operator's rollback, by our folder in each; see `choose`."""
+        if self.settings.resume_round is None:
+            return {}
+        folder = posixpath.join(self._run_path, PINNED_FOLDER)
+        infos = self._filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        return {
+            posixpath.join(info.path, HDET_FOLDER): ray.train.Checkpoint(
+                info.path, filesystem=self._filesystem
+            )
+            for info in infos
+        }
 
     def connect(self, ledger: Path, *, resumed_round: int | None) -> RemoteControl:
         """Rank 0's control, which finds the controller when the first step is taken."""

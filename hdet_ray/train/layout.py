@@ -6,6 +6,7 @@ Every Ray checkpoint of a run holds ours in a folder of its own, beside whatever
         checkpoint_<time>/hdet/     one checkpoint (`hdet_ray.train.checkpoints`)
         hdet_ledger.jsonl           one line a round
         hdet-attempts/<n>.json      each start of a job's run, and the driver that it belongs to
+        hdet-pinned/<name>/hdet/    the checkpoint that an operator's rollback goes back to
 """
 
 from __future__ import annotations
@@ -13,3 +14,4 @@ from __future__ import annotations
 HDET_FOLDER = "hdet"
 LEDGER_FILE = "hdet_ledger.jsonl"
 ATTEMPTS_FOLDER = "hdet-attempts"
+PINNED_FOLDER = "hdet-pinned"

@@ -21,6 +21,8 @@ class DriverExit(IntEnum):
     NON_FINITE = 95
     RETRIES_EXHAUSTED = 96
     """Workers failed more often than ``max_failures`` allows."""
+    FENCED = 97
+    """Another attempt of the run has begun elsewhere: whoever started that goes on with it."""
 
     @property
     def reason(self) -> str:
@@ -36,4 +38,8 @@ REASONS: dict[DriverExit, str] = {
     DriverExit.CHECKPOINT_ERROR: "CheckpointError",
     DriverExit.NON_FINITE: "NonFinite",
     DriverExit.RETRIES_EXHAUSTED: "RetriesExhausted",
+    DriverExit.FENCED: "DriverLost",
 }
+
+FINAL = frozenset(DriverExit) - {DriverExit.COMPLETED, DriverExit.FENCED}
+"""Ends that another driver would only repeat."""

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 30.0
 """How long the end of a run waits for what is still to be delivered."""
 
+OPEN_TIMEOUT_S = 5.0
+"""How long the beginning of an attempt waits at most. Its call is the first over this line: the handle is
+cold, and every worker of the group is starting on the same machines. Where it was given up as early as a
+boundary's, the first rounds were decided alone though nothing was wrong."""
+
 CATCH_UP_ROUNDS = 16
 """Where more is undelivered than so many rounds ago though calls succeed, training waits for the delivery."""
 
@@ -60,6 +65,8 @@ class RemoteControl:
         identity: The job and the attempt.
         transport: Carries calls to the controller.
         control_timeout_s: How long a boundary waits for an answer at most.
+        open_timeout_s: How long the beginning of an attempt does, where the controller is silent; one that is
+            known to be away is not waited for.
         ledger: The run's own ledger file, kept as a run without a controller keeps it.
         telemetry: What is told beside each report.
         courier: Delivers; a thread of this process unless given.
@@ -71,12 +78,14 @@ class RemoteControl:
         transport: Transport,
         *,
         control_timeout_s: float = CONTROL_TIMEOUT_S,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
         ledger: Path | None = None,
         telemetry: Telemetry | None = None,
         courier: Courier | None = None,
     ) -> None:
         self.ledger = ledger
         self._timeout_s = control_timeout_s
+        self._open_timeout_s = open_timeout_s
         self._telemetry = telemetry
         self._outbox = Outbox(identity, transport, None if ledger is None else RoundLines(ledger))
         self._courier = courier or ThreadCourier()
@@ -96,6 +105,8 @@ class RemoteControl:
     def resume(self, state: ScheduleState) -> None:
         """An attempt begins: tell the controller, and go on without it if it does not answer in time.
 
+        This warms the line for the boundaries, which wait less.
+
         Raises:
             FencedError: a newer attempt of the run has begun.
         """
@@ -103,7 +114,7 @@ class RemoteControl:
             open_ledger(self.ledger, state)
         self._courier.change(lambda: self._outbox.open(state))
         self._courier.start(self._outbox)
-        self._courier.wait(lambda: self._outbox.is_idle or self._has_broken(), self._timeout_s)
+        self._courier.wait(lambda: self._outbox.is_idle or self._has_broken(), self._open_timeout_s)
         self._check_fence()
         if not self._outbox.is_idle:
             logger.warning(

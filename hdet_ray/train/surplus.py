@@ -136,7 +136,8 @@ class MembersDataConfig(DataConfig):
             None if worker_node_ids is None else worker_node_ids[:num_ranks],
             **options,
         )
-        return shards + [{} for _ in range(world_size - num_ranks)]
+        # Ray looks every worker's up, by name.
+        return shards + [dict.fromkeys(datasets) for _ in range(world_size - num_ranks)]
 
 
 class _MembersContext(DistributedTrainContext):

@@ -16,11 +16,13 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, ControllerError, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.train.elastic import elastic_scaling, recovery_settings
 from hdet_ray.train.hopeless import EndsHopelessRuns
 from hdet_ray.train.process_group import ReplicaTorchConfig
+from hdet_ray.train.scaling import WARM_UP_S, FreshScalingPolicy
 from hdet_ray.train.settings import defaults_in_environment
 from hdet_ray.train.surplus import MembersDataConfig
 from hdet_ray.train.warm import WarmWorkers, with_setup_hook
@@ -86,6 +88,7 @@ class HDETTrainer(TorchTrainer):
             )
         scaling_config = elastic_scaling(scaling_config or ScalingConfig(), ranks_per_replica)
         self._recovery_settings = recovery_settings(collective_timeout_s)
+        self._warm_up_s = WARM_UP_S if keeps_warm_workers else 0.0
         super().__init__(
             within_session(
                 train_loop_per_worker,
@@ -125,6 +128,12 @@ class HDETTrainer(TorchTrainer):
                     logger.warning(
                         "a worker died while the group began: failures=%d error=%s", failures, error
                     )
+
+    def _initialize_and_run_controller(self, **options: Any) -> Result:
+        """Ray's, with an elastic policy that sees the cluster as it is now."""
+        if type(options.get("scaling_policy")) is ElasticScalingPolicy:
+            options["scaling_policy"] = FreshScalingPolicy(self.scaling_config, self._warm_up_s)
+        return super()._initialize_and_run_controller(**options)  # type: ignore[misc,no-any-return]
 
 
 def _torch_config(

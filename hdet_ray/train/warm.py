@@ -91,11 +91,7 @@ class WarmWorkers(WorkerGroupCallback):
             self._timer.cancel()
 
     def _fill(self, wanted: Mapping[str, int], environment: str, job: str) -> None:
-        addresses = {
-            node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
-        }
+        addresses = _raylets()
         for node, count in wanted.items():
             missing = count - self._spare[node]
             if missing <= 0 or node not in addresses:
@@ -104,8 +100,23 @@ class WarmWorkers(WorkerGroupCallback):
                 prestart(addresses[node], missing, environment, job)
             except Exception as error:  # Ray's inner interface: it may change, and the run goes on without
                 logger.warning("no warm workers: node=%s error=%s", node, error)
-                return
+                continue  # the node may just have died
             self._spare[node] += missing
+
+
+def prestart_like(worker: Any, node: str, count: int) -> None:
+    """Start worker processes for later on a node that the group is about to use.
+
+    Args:
+        worker: Of the group: the new ones shall be like it.
+        node: Ray's id of the node.
+        count: How many.
+    """
+    try:
+        environment, job = ray.get(worker.execute_async(_own_environment), timeout=_CALL_TIMEOUT_S)
+        prestart(_raylets()[node], count, environment, job)
+    except Exception as error:  # as above: a saving and no more
+        logger.warning("no warm workers: node=%s error=%s", node, error)
 
 
 def prestart(address: str, count: int, environment: str, job: str) -> None:
@@ -140,6 +151,15 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
     finally:
         channel.close()
     logger.info("warm workers: address=%s count=%d driver_pid=%d", address, count, os.getpid())
+
+
+def _raylets() -> dict[str, str]:
+    """``host:port`` of the raylet of each node that is alive."""
+    return {
+        node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    }
 
 
 def _own_environment() -> tuple[str, str]:

@@ -24,6 +24,8 @@ from hdet_ray.exceptions import LedgerError
 class Round:
     """One round that is over."""
 
+    attempt: int
+    """The start of the run that it belongs to."""
     plan: Plan
     """What its replicas did."""
     report: RoundReport
@@ -72,11 +74,14 @@ class History:
     def __init__(self, state: ScheduleState) -> None:
         self.initial = state
         self.rounds: list[Round] = []
+        self.abandoned: list[LedgerItem | Round] = []
+        """Rounds that a newer attempt went back before, as far as they were read."""
 
     @classmethod
     def of(cls, ledger: Ledger) -> History:
         """The whole history of a ledger that was read."""
         history = cls(ledger.state)
+        history.abandoned += ledger.abandoned
         for item in ledger.items:
             history.add(item)
         return history
@@ -101,10 +106,20 @@ class History:
         if not 0 <= place <= len(self.rounds):
             due = self.initial.round + len(self.rounds)
             raise LedgerError(f"round {item.round} stands where round {due} is due: a line is missing")
+        self.abandoned += self.rounds[place:]
         del self.rounds[place:]
         state, report = self.state, item.report
         plan = plan_for(state, len(report.replicas))
         after, upcoming = decide(state, report)
         verdict = judge_report(state, plan, report)
-        self.rounds.append(Round(plan=plan, report=report, verdict=verdict, after=after, upcoming=upcoming))
+        self.rounds.append(
+            Round(
+                attempt=item.attempt,
+                plan=plan,
+                report=report,
+                verdict=verdict,
+                after=after,
+                upcoming=upcoming,
+            )
+        )
         return self.rounds[-1]

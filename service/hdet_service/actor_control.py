@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hdet_service.launches import ACTOR_NAME, ACTOR_NAMESPACE
@@ -22,32 +22,57 @@ _STATUS_TIMEOUT_S = 20.0
 
 
 def main() -> int:
-    """One request: ``{"action": "ensure" | "status" | "end", "address": …, "settings": …}``."""
+    """One request: ``{"action": "ensure" | "status" | "end", "address": …, "settings": …}``.
+
+    The answer is what was asked for, ``{"unreachable": …}`` where Ray or the actor did not answer (it may
+    later), or ``{"error": …}``.
+    """
     request = json.load(sys.stdin)
+    json.dump(_answer(request), sys.stdout)
+    return 0
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    actions = {"ensure": ensure, "status": status, "end": end}
+    try:
+        _connect(request["address"])
+    except AuthenticationError as error:
+        return {"error": _brief(error)}
+    except (OSError, RuntimeError, RayError) as error:  # a head that is slow says any of these
+        return {"unreachable": _brief(error)}
+    try:
+        return actions[request["action"]](request)
+    except GetTimeoutError:
+        return {"unreachable": f"the controller's actor said nothing for {_STATUS_TIMEOUT_S:g} s"}
+    except RayError as error:
+        return {"error": _brief(error)}
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
     ray.init(
-        address=request["address"],
+        address=address,
         namespace=ACTOR_NAMESPACE,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=False,
     )
-    actions = {"ensure": ensure, "status": status, "end": end}
-    try:
-        answer = actions[request["action"]](request)
-    except RayError as error:
-        answer = {"error": _brief(error)}
-    finally:
-        ray.shutdown()
-    json.dump(answer, sys.stdout)
-    return 0
 
 
 def ensure(request: dict[str, Any]) -> dict[str, Any]:
-    """The actor that is there, or a new one; ``is_new`` says which."""
+    """The actor that is there, or a new one; ``is_new`` says which.
+
+    Raises:
+        GetTimeoutError: it is there and says nothing, and the caller is patient: it may be starting.
+    """
     found = _find()
-    if found is not None and _answers(found):
-        return {"is_new": False, **_told(found)}
     if found is not None:
+        try:
+            return {"is_new": False, **_told(found)}
+        except RayError as error:
+            if isinstance(error, GetTimeoutError) and request.get("is_patient"):
+                raise
         ray.kill(found, no_restart=True)  # dead for ever, or deaf: its name has to be free
     from hdet_service.actor import ControllerActor
 
@@ -72,11 +97,20 @@ def ensure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def status(request: dict[str, Any]) -> dict[str, Any]:
-    """What the actor says of itself; ``is_there`` false where there is none that answers."""
+    """What the actor says of itself; ``is_there`` false where there is none that answers.
+
+    Raises:
+        GetTimeoutError: it is there and says nothing, and the caller is patient.
+    """
     found = _find()
-    if found is None or not _answers(found):
+    if found is None:
         return {"is_there": False}
-    return {"is_there": True, **_told(found)}
+    try:
+        return {"is_there": True, **_told(found)}
+    except RayError as error:
+        if isinstance(error, GetTimeoutError) and request.get("is_patient"):
+            raise
+    return {"is_there": False}
 
 
 def end(request: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +124,7 @@ def end(request: dict[str, Any]) -> dict[str, Any]:
     return {"is_there": True, "stopped": _stop_drivers() if request["stops_drivers"] else []}
 
 
-def _brief(error: RayError) -> str:
+def _brief(error: Exception) -> str:
     """What was raised over there, without the stack."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
@@ -102,14 +136,6 @@ def _find() -> Any:
         return ray.get_actor(ACTOR_NAME, namespace=ACTOR_NAMESPACE)
     except ValueError:
         return None
-
-
-def _answers(actor: Any) -> bool:
-    try:
-        _told(actor)
-    except RayError:
-        return False
-    return True
 
 
 def _told(actor: Any) -> dict[str, Any]:

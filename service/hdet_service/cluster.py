@@ -1,19 +1,10 @@
-"""A service on this machine: `up`, `status`, `down`, and the file that remembers what `up` has started.
-
-``cluster.json`` in the service's home names the head that is ours, or the cluster that was joined; only what
-stands there is ever ended.
-"""
+"""A service on this machine: `up`, `status`, `down`."""
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,44 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from hdet_ray.exceptions import ConfigError, HDETError
-from hdet_service.head import Head, head_environment, start_head
+from hdet_service.cluster_state import (
+    ClusterError,
+    NotRunningError,
+    PortTakenError,
+    Running,
+    UnreachableError,
+    read_state,
+    state_path,
+    write_state,
+)
+from hdet_service.head import Head, start_head
 from hdet_service.logs import Logs
 from hdet_service.processes import ProcessId, holder_of
+from hdet_service.reaching import START_TIMEOUT_S, control, control_patiently, is_ready
 from hdet_service.settings import Settings
 from hdet_service.starter import PREFIX
 
-READY_TIMEOUT_S = 120.0
-_CONTROL_TIMEOUT_S = 120.0
 _POLL_S = 0.1
-
-
-class ClusterError(HDETError, RuntimeError):
-    """The service did not start, or does not answer."""
-
-
-class PortTakenError(ClusterError):
-    """Something else listens on the service's port."""
-
-
-class NotRunningError(ClusterError):
-    """There is no service of this home."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
-    """What `up` started, or joined."""
-
-    url: str
-    address: str
-    """Of Ray's GCS."""
-    head: Head | None
-    """Ours; None where a cluster was joined."""
-    settings: Settings
-    supervisor: ProcessId | None = None
-
-    @property
-    def cluster_id(self) -> str | None:
-        return None if self.head is None else self.head.cluster_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,53 +145,11 @@ def status(home: Path) -> dict[str, Any]:
     head = running.head
     return {
         "url": running.url,
-        "ready": is_ready(running.url),
+        "ready": is_ready(running.settings.local_url),
         "controller": {"pid": pid, "epoch": epoch},
         "head": {"pid": None if head is None else head.process.pid, "address": running.address},
         "jobs": jobs,
     }
-
-
-def is_ready(url: str, timeout_s: float = 6.0) -> bool:
-    """Whether ``/readyz`` answers with 200."""
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def control(running: Running, request: dict[str, Any]) -> dict[str, Any]:
-    """Ask `actor_control` something.
-
-    Raises:
-        ClusterError: it could not do it; says what it said.
-    """
-    settings = running.settings
-    asked = {**request, "address": running.address, "settings": settings.model_dump(mode="json")}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "hdet_service.actor_control"],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            timeout=_CONTROL_TIMEOUT_S,
-            env=head_environment(settings, running.cluster_id),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ClusterError(
-            f"Ray at {running.address} does not answer within {_CONTROL_TIMEOUT_S:g} s"
-        ) from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ClusterError(
-            f"Ray at {running.address} refused: {lines[-1][:500] if lines else done.returncode}"
-        )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    if "error" in answer:
-        raise ClusterError(f"the controller on Ray at {running.address} did not start: {answer['error']}")
-    return answer
 
 
 def check_port(settings: Settings) -> None:
@@ -250,60 +179,22 @@ def check_port(settings: Settings) -> None:
             ) from error
 
 
-def state_path(home: Path) -> Path:
-    """The file that remembers."""
-    return home / "cluster.json"
-
-
-def write_state(running: Running) -> None:
-    """Remember what was started, before anything can go wrong with it."""
-    data = {
-        "url": running.url,
-        "address": running.address,
-        "head": None if running.head is None else running.head.to_json(),
-        "settings": running.settings.model_dump(mode="json"),
-        "supervisor": None
-        if running.supervisor is None
-        else {"pid": running.supervisor.pid, "started_s": running.supervisor.started_s},
-    }
-    path = state_path(running.settings.home)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    draft.chmod(0o600)
-    draft.replace(path)
-
-
-def read_state(home: Path) -> Running | None:
-    """What was started from this home; None where nothing was, or the file can't be read."""
-    try:
-        data = json.loads(state_path(home).read_text(encoding="utf-8"))
-        return Running(
-            url=data["url"],
-            address=data["address"],
-            head=None if data["head"] is None else Head.from_json(data["head"]),
-            settings=Settings.model_validate_json(json.dumps(data["settings"])),
-            supervisor=None if data["supervisor"] is None else ProcessId(**data["supervisor"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ClusterError(
-            f"{state_path(home)} can't be read ({error}); delete it once nothing of that service runs"
-        ) from error
-
-
 def with_new_head(running: Running, *, num_cpus: int | None = None) -> Running:
     """The same service on a new head, remembered."""
     return _on_own_head(running.settings, num_cpus, running.supervisor)
 
 
-def ensure_actor(running: Running) -> None:
+def ensure_actor(running: Running, *, is_patient: bool = True) -> None:
     """Find the controller's actor, or make it, and wait until it is ready.
+
+    Args:
+        running: The service.
+        is_patient: Wait for one that is there and does not answer; otherwise it is replaced.
 
     Raises:
         ClusterError: it does not start, and why.
     """
-    _ensure_actor(running)
+    _ensure_actor(running, is_patient=is_patient)
     _wait_ready(running)
 
 
@@ -329,7 +220,7 @@ def _on_own_head(settings: Settings, num_cpus: int | None, supervisor: ProcessId
 def _joined(settings: Settings, address: str) -> Running:
     """A cluster of somebody else's, which may have our actor already."""
     running = _running(settings, address, None)
-    told = control(running, {"action": "status"})
+    told = control_patiently(running, {"action": "status", "is_patient": True})
     if not told["is_there"]:
         check_port(settings)
     elif told["home"] != str(settings.home):
@@ -347,16 +238,20 @@ def _running(settings: Settings, address: str, head: Head | None) -> Running:
     return Running(url=own.public_url, address=address, head=head, settings=own)
 
 
-def _ensure_actor(running: Running, *, is_first: bool = False) -> None:
-    control(running, {"action": "ensure", "admit": is_first})
+def _ensure_actor(running: Running, *, is_first: bool = False, is_patient: bool = True) -> None:
+    ask = control_patiently if is_patient else control
+    ask(running, {"action": "ensure", "admit": is_first, "is_patient": is_patient})
 
 
 def _wait_ready(running: Running) -> None:
-    until = time.monotonic() + READY_TIMEOUT_S
+    """Asks the listener itself: the address that clients use may lead here only later, or from elsewhere."""
+    until = time.monotonic() + START_TIMEOUT_S
     next_look = time.monotonic() + 2.0
-    while not is_ready(running.url):
+    while not is_ready(running.settings.local_url):
         if time.monotonic() > until:
-            raise ClusterError(f"the service does not answer at {running.url}/readyz: {_problem(running)}")
+            raise ClusterError(
+                f"waited {START_TIMEOUT_S:g} s for {running.settings.local_url}/readyz: {_problem(running)}"
+            )
         if time.monotonic() > next_look:
             problem = _problem(running)
             if problem is not None and "can't be listened on" not in problem:
@@ -366,12 +261,16 @@ def _wait_ready(running: Running) -> None:
 
 
 def _problem(running: Running) -> str | None:
-    told = control(running, {"action": "status"}).get("problem")
+    """What the actor says is wrong; None where it says nothing, or not in time."""
+    try:
+        told = control(running, {"action": "status"}).get("problem")
+    except UnreachableError:
+        return None
     return None if told is None else str(told)
 
 
 def _is_usable(running: Running) -> bool:
-    return running.head.is_alive() if running.head is not None else is_ready(running.url)
+    return running.head.is_alive() if running.head is not None else is_ready(running.settings.local_url)
 
 
 def _check_same(running: Running, settings: Settings, address: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from hdet_service.cluster import ClusterError, NotRunningError, read_state
+from hdet_service.cluster_state import ClusterError, NotRunningError, read_state
 from hdet_service.settings import Settings, load_client_settings
 
 _POLL_S = 0.3
@@ -34,7 +34,7 @@ def drain(settings: Settings, *, is_draining: bool, reason: str, wait_s: float |
         ClusterError: jobs still run after that time.
     """
     running = read_state(settings.home)
-    url = settings.public_url if running is None else running.url
+    url = settings.public_url if running is None else running.settings.local_url
     headers = {"Authorization": f"Bearer {_token(settings.token_path)}"}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=60.0) as client:

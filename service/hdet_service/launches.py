@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from hdet_ray.train.outcomes import REASONS, DriverExit
+from hdet_ray.train.outcomes import FINAL, REASONS
 from hdet_service.reconcile import Ending, Outcome
 from hdet_service.schemas import JobSpec
 from hdet_service.settings import Settings
@@ -21,15 +21,12 @@ MAX_VARIABLE_BYTES = 128 << 10
 """Linux starts no process with a longer variable than that."""
 _RAYS_OWN_BYTES = 4096
 """Ray adds its own to ours."""
+_LAST_OWN_CODE = 128
 OWN_DRIVER = "python -m hdet_ray.train.driver"
 
 
 EXIT_MEANINGS: Mapping[int, Outcome] = MappingProxyType(
-    {
-        int(code): Outcome(ending=Ending.FAILED, reason=Reason(REASONS[code]))
-        for code in DriverExit
-        if code is not DriverExit.COMPLETED
-    }
+    {int(code): Outcome(ending=Ending.FAILED, reason=Reason(REASONS[code])) for code in FINAL}
 )
 """What the exit codes of our own driver say."""
 
@@ -63,9 +60,23 @@ def environment_bytes(job: Job, spec: JobSpec, settings: Settings) -> int:
     return len(json.dumps({"runtime_env": {"env_vars": environment}})) + _RAYS_OWN_BYTES
 
 
-def exit_meanings(job: Job) -> Mapping[int, Outcome]:
-    """`EXIT_MEANINGS` where our own driver runs the job; a user's own may mean anything by a code."""
-    return {} if JobSpec.from_json(job.spec).entrypoint_kind == "command" else EXIT_MEANINGS
+def exit_meaning(job: Job, exit_code: int | None) -> Outcome | None:
+    """What a driver's exit code says of the job; None where it says nothing but that the driver is lost.
+
+    A command of the user's own says by any code that it has failed, and is believed: only one that a signal
+    ended (a shell tells that as 128 and more) was cut off.
+    """
+    if exit_code is None:
+        return None
+    if JobSpec.from_json(job.spec).entrypoint_kind != "command":
+        return EXIT_MEANINGS.get(exit_code)
+    if not 0 < exit_code <= _LAST_OWN_CODE:
+        return None
+    return Outcome(
+        ending=Ending.GAVE_UP,
+        reason=Reason.ENTRYPOINT_ERROR,
+        message=f"its command ended with exit code {exit_code}",
+    )
 
 
 def storage_path(spec: JobSpec, settings: Settings) -> str:

@@ -6,7 +6,6 @@ dies at, the same function, asked again, goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,6 +39,8 @@ class Ending(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     """It said why; trying again would not help."""
+    GAVE_UP = "gave_up"
+    """A program of the user's own ended with an error: final, unless it was being stopped just then."""
     LOST = "lost"
     """It is gone without a word, or with a failure that may pass: worth another try."""
 
@@ -141,15 +142,17 @@ def settle(job: Standing, outcome: Outcome, now_s: float, bounds: Bounds) -> Ste
         )
     if job.wanted is Wanted.ROLLED_BACK:
         return Step(state=State.QUEUED, reason=Reason.WAITING_FOR_SLOT, message=job.message)
+    if outcome.ending is Ending.GAVE_UP:
+        return Step(state=State.FAILED, reason=outcome.reason, message=outcome.message)
     return _retry(job, outcome, now_s, bounds)
 
 
-def outcome_of(driver: DriverState, *, exit_reasons: Mapping[int, Outcome], last_line: str) -> Outcome:
+def outcome_of(driver: DriverState, *, meaning: Outcome | None, last_line: str) -> Outcome:
     """How a driver ended that left no note.
 
     Args:
         driver: As Ray has it; it has ended.
-        exit_reasons: What exit codes of our own driver mean; empty for a user's own.
+        meaning: What its exit code says, where it says something.
         last_line: Of its output.
     """
     if driver.status is DriverStatus.SUCCEEDED:
@@ -160,9 +163,9 @@ def outcome_of(driver: DriverState, *, exit_reasons: Mapping[int, Outcome], last
             reason=Reason.ENTRYPOINT_ERROR,
             message=f"its runtime environment could not be made: {_one_line(driver.message)}",
         )
-    known = exit_reasons.get(driver.exit_code) if driver.exit_code is not None else None
-    if known is not None:
-        return Outcome(ending=known.ending, reason=known.reason, message=last_line or known.message)
+    if meaning is not None and driver.status is not DriverStatus.STOPPED:
+        message = "; last line: ".join(filter(None, (meaning.message, last_line)))
+        return Outcome(ending=meaning.ending, reason=meaning.reason, message=message)
     how = "stopped from outside" if driver.status is DriverStatus.STOPPED else _how(driver)
     return Outcome(
         ending=Ending.LOST,

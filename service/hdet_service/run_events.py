@@ -13,6 +13,7 @@ from hdet_ray.core.plan import Plan
 from hdet_ray.core.report import RoundReport
 from hdet_ray.train.protocol import NoteRequest, OpenRequest
 from hdet_service.events import record
+from hdet_service.metrics import Restart
 from hdet_service.store.models import Event, Job
 
 
@@ -72,10 +73,37 @@ def record_round(
             told = {**where, "replica": replica, "reason": verdict.reasons[replica]}
             record(session, job_id, "quarantine", told, at_s)
     if plan.num_replicas != finished.num_replicas:
-        told = {**where, "from": finished.num_replicas, "to": plan.num_replicas}
+        told = {
+            **where,
+            "step": plan.step,
+            "from": finished.num_replicas,
+            "to": plan.num_replicas,
+        }
         record(session, job_id, "resize", told, at_s)
     for note in plan.notes:
         record(session, job_id, "note", {**where, "text": note}, at_s)
+
+
+def record_restart(
+    session: Session, job_id: str, attempt: int, *, restart: Restart, finished: Plan, at_s: float
+) -> None:
+    """A run trains again, as its attempt's first report shows.
+
+    Args:
+        session: The write that stores the report.
+        job_id: Whose.
+        attempt: The new one.
+        restart: How long there was no report, and how many replicas there were.
+        finished: The plan that the first round followed.
+        at_s: When its report came.
+    """
+    where = {"attempt": attempt, "round": finished.round, "step": finished.step}
+    if restart.without_report_s is not None:
+        told = {**where, "seconds": round(restart.without_report_s, 3), "replicas": restart.replicas}
+        record(session, job_id, "recovery", told, at_s)
+    if restart.replicas_before not in (None, restart.replicas):
+        told = {**where, "from": restart.replicas_before, "to": restart.replicas}
+        record(session, job_id, "resize", told, at_s)
 
 
 def record_checkpoint(session: Session, job: Job, note: NoteRequest, now_s: float) -> None:

@@ -39,7 +39,7 @@ from hdet_service.metrics import (
 )
 from hdet_service.metrics.runs import ViewKey
 from hdet_service.rewind import Opened, begin
-from hdet_service.run_events import record_attempt, record_checkpoint, record_round
+from hdet_service.run_events import record_attempt, record_checkpoint, record_restart, record_round
 from hdet_service.run_rows import RunRow, Standings
 from hdet_service.states import TERMINAL, State
 from hdet_service.steering import Steering
@@ -276,7 +276,7 @@ class Runs:
             run_rows.write_taken(session, run, taken, now_s)
             return None
         verdict = taken.verdict
-        count_round(
+        restart = count_round(
             session,
             run,
             finished=taken.finished,
@@ -297,6 +297,9 @@ class Runs:
             plan=standing.plan,
             at_s=now_s,
         )
+        if restart is not None:
+            attempt = taken.lines[-1].attempt
+            record_restart(session, run.id, attempt, restart=restart, finished=taken.finished, at_s=now_s)
         return RunView(
             key=ViewKey(standing.attempt, standing.round, standing.plan_digest),
             state=standing.state,
@@ -315,6 +318,8 @@ class Runs:
             return self._answer("fenced", message=text)
         if request.kind == "checkpoint":
             record_checkpoint(session, job, request, self._clock())
+            if _has_gone_back(job):
+                job.resume_round = None  # from here on its newest checkpoint counts
         elif request.kind == "lost":
             _count_failure(session, job.id, SyncFailure.INTERRUPTED)
         return self._answer("ok", directive=_directive(job))
@@ -351,6 +356,12 @@ class Runs:
 def _count_failure(session: Session, job_id: str, why: SyncFailure) -> None:
     """A boundary did not go as planned."""
     add_counts(session, job_id, one(SYNC_FAILURES, why))
+
+
+def _has_gone_back(job: Job) -> bool:
+    """What its driver saves now comes after an operator's rollback, and not before it."""
+    state = State(job.state)
+    return state in (State.RUNNING, State.DEGRADED) or (state is State.STOPPING and job.wanted in _PAUSES)
 
 
 def _directive(job: Job | RunRow) -> Directive | None:

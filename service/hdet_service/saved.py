@@ -21,6 +21,7 @@ from hdet_ray.exceptions import CheckpointError, ConfigError
 from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.manifest import MANIFEST_FILE, read_manifest
 from hdet_ray.train.storage import opener, resolve
+from hdet_service.pins import pin, pin_name, unpin, unpin_others
 from hdet_service.problems import Conflict, Unavailable
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,11 @@ class Saved:
     at_s: float | None
     size_bytes: int
 
+    @property
+    def pin_name(self) -> str:
+        """Of its pin."""
+        return pin_name(self.round, self.attempt)
+
     def to_json(self) -> dict[str, Any]:
         """As the API shows it."""
         return asdict(self)
@@ -52,11 +58,16 @@ class Storage:
 
     Args:
         scratch: Folder for files on their way out.
+        within_s: Bound of a call, in seconds.
+        pin_within_s: Bound of keeping a checkpoint, which may be a copy of all its files.
     """
 
-    def __init__(self, scratch: Path, within_s: float = 30.0) -> None:
+    def __init__(self, scratch: Path, within_s: float = 30.0, pin_within_s: float = 300.0) -> None:
         self._scratch = scratch
         self._within_s = within_s
+        self._pin_within_s = pin_within_s
+        self.rolling_back = asyncio.Lock()
+        """One rollback at a time: each lets go of the pins of those before it."""
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="hdet-storage")
 
     async def checkpoints(self, storage_path: str | None) -> list[Saved]:
@@ -85,14 +96,33 @@ class Storage:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, exported, saved, self._scratch)
 
-    async def _call(self, read: Callable[..., T], *arguments: Any) -> T:
+    async def pin(self, storage_path: str, saved: Saved) -> bool:
+        """See `pins.pin`.
+
+        Raises:
+            Conflict: the run has deleted it meanwhile.
+            Unavailable: the storage does not answer, or takes too long.
+        """
+        folder = posixpath.basename(saved.path)
+        return await self._call(pin, storage_path, folder, saved.pin_name, within_s=self._pin_within_s)
+
+    async def unpin(self, storage_path: str, saved: Saved) -> None:
+        """See `pins.unpin`."""
+        await self._call(unpin, storage_path, saved.pin_name)
+
+    async def unpin_others(self, storage_path: str, saved: Saved) -> None:
+        """See `pins.unpin_others`."""
+        await self._call(unpin_others, storage_path, saved.pin_name)
+
+    async def _call(self, read: Callable[..., T], *arguments: Any, within_s: float | None = None) -> T:
         loop = asyncio.get_running_loop()
+        bound_s = within_s or self._within_s
         try:
-            async with asyncio.timeout(self._within_s):
+            async with asyncio.timeout(bound_s):
                 return await loop.run_in_executor(self._threads, read, *arguments)
         except TimeoutError as error:
             raise Unavailable(
-                f"the job's storage gave no answer within {self._within_s:g} s; try again", slug="storage"
+                f"the job's storage gave no answer within {bound_s:g} s; try again", slug="storage"
             ) from error
 
 

@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         """Address that clients use, without a trailing slash."""
         if self.url is not None:
             return self.url.rstrip("/")
+        return self.local_url
+
+    @property
+    def local_url(self) -> str:
+        """The listener itself, as it is reached on its own machine whatever ``url`` says."""
         return f"http://{_dialable(self.host)}:{self.port}"
 
     @property

@@ -16,8 +16,9 @@ from types import FrameType
 
 from hdet_ray.exceptions import HDETError
 from hdet_service import cluster
-from hdet_service.cluster import Running
+from hdet_service.cluster_state import PortTakenError, Running, write_state
 from hdet_service.processes import ProcessId, holder_of
+from hdet_service.reaching import control, is_ready
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Supervisor:
     def run(self, ending: threading.Event) -> None:
         """Watch until ``ending`` is set, then end the service."""
         self.running = replace(self.running, supervisor=ProcessId.of(_own_pid()))
-        cluster.write_state(self.running)
+        write_state(self.running)
         deaf_since: float | None = None
         failures = 0
         try:
@@ -75,7 +76,7 @@ class Supervisor:
             cluster.ensure_actor(self.running)
             self.say(f"back at {self.running.url}")
             return None
-        if cluster.is_ready(self.running.url):
+        if is_ready(self.running.settings.local_url):
             return None
         if deaf_since is None or now_s - deaf_since < _DEAF_S:
             return deaf_since if deaf_since is not None else now_s
@@ -86,15 +87,15 @@ class Supervisor:
         settings = self.running.settings
         try:
             cluster.check_port(settings)
-        except cluster.PortTakenError:
-            told = cluster.control(self.running, {"action": "status"})
+        except PortTakenError:
+            told = control(self.running, {"action": "status"})
             if told.get("is_there") and not told.get("is_open"):
                 self.say(
                     f"port {settings.port} is taken by {holder_of(settings.port)}: waiting until it is free"
                 )
                 return
         self.say("the service does not answer: looking after its actor")
-        cluster.ensure_actor(self.running)
+        cluster.ensure_actor(self.running, is_patient=False)
         self.say(f"back at {self.running.url}")
 
 

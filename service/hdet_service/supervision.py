@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import func, select
@@ -21,7 +20,7 @@ from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
 from hdet_service.events import record
 from hdet_service.job_rows import Seen
-from hdet_service.launches import exit_meanings, submission_id
+from hdet_service.launches import exit_meaning, submission_id
 from hdet_service.logs import Logs, split_id
 from hdet_service.metrics import REPLICA_FAILURES, add_counts, one
 from hdet_service.metrics.catalogue import FAILURE_REASONS
@@ -150,7 +149,8 @@ class Supervision:
             ending = None
             if driver is not None and driver.status.has_ended:
                 last_line = self._logs.last_line(job_id, before.submission)
-                ending = outcome_of(driver, exit_reasons=exit_meanings(job), last_line=last_line)
+                meaning = exit_meaning(job, driver.exit_code)
+                ending = outcome_of(driver, meaning=meaning, last_line=last_line)
             standing = self._standing(session, job)
             return next_step(standing, driver, ending, self._store.clock(), self._bounds)
 
@@ -252,11 +252,10 @@ class Supervision:
             return self._told(session, job, kind, data) if is_current else None
 
         await self._advance(job_id, choose)
-        if is_current and kind in ("finished", "failed"):
+        if is_current and kind == "finished":
             sid = submission_id(job_id, submission)
             self._loose.setdefault(sid, self._store.clock())
-            if kind == "finished":
-                self._finished.add(sid)
+            self._finished.add(sid)
         return is_current
 
     async def driver_told(self, job_id: str, submission: int, outcome: Outcome) -> bool:
@@ -277,12 +276,8 @@ class Supervision:
             if state is State.STARTING:
                 text = "Its entrypoint is imported" if kind == "imported" else "It waits for its workers"
                 return Step(state=state, reason=Reason.WAITING_FOR_RESOURCES, message=text)
-        elif kind == "lost":
-            if self._pulse.has_opened_since(job.id, float(data.get("at_s", math.inf))):
-                job.failures += 1  # old news: the group is back already
-                return None
-            self._pulse.lost(job.id, job.attempt)
-            return told.lost(job, state, str(data.get("message", "")))
+        elif kind in ("lost", "preempted", "resizing", "waiting"):
+            return self._told_of_group(job, state, kind, data)
         elif kind == "paused" and job.wanted in PAUSES and state is State.STOPPING:
             return Step(
                 state=state,
@@ -295,12 +290,18 @@ class Supervision:
             return settle(
                 self._standing(session, job), told.last_word(data), self._store.clock(), self._bounds
             )
-        elif kind == "failed":
-            # A worker says that trying again is pointless: Ray would, so its driver is stopped.
-            outcome = told.last_word({**data, "outcome": "failed"})
-            step = settle(self._standing(session, job), outcome, self._store.clock(), self._bounds)
-            return replace(step, effect=Effect.STOP)
         return None
+
+    def _told_of_group(self, job: Job, state: State, kind: str, data: Mapping[str, Any]) -> Step | None:
+        if self._pulse.has_opened_since(job.id, float(data.get("at_s", math.inf))):
+            job.failures += kind == "lost"  # old news: the group is back already
+            return None
+        if kind == "preempted":
+            return told.preempted(job, state, data)
+        self._pulse.lost(job.id, job.attempt)
+        if kind == "lost":
+            return told.lost(job, state, str(data.get("message", "")))
+        return told.resizes(job, state, data) if kind == "resizing" else told.waits(job, state, data)
 
     # ---- steps
 

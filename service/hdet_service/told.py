@@ -5,25 +5,78 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hdet_ray.train.outcomes import REASONS, DriverExit
+from hdet_ray.train.outcomes import FINAL, REASONS
 from hdet_service.reconcile import Ending, Outcome, Step
 from hdet_service.states import Reason, State
 from hdet_service.store.models import Job
 
-_FAILURES = frozenset(REASONS.values()) - {REASONS[DriverExit.COMPLETED]}
+_FAILURES = frozenset(REASONS[end] for end in FINAL)
 """Reasons with which our own driver ends for good."""
+
+_LOSSES = (Reason.REPLICA_LOST, Reason.PREEMPTED)
 
 
 def lost(job: Job, state: State, message: str) -> Step | None:
     """Ray restarts the group by itself as long as ``max_failures`` lets it."""
     text = f"{message or 'workers were lost'}; the group starts anew from the newest checkpoint"
     if state in (State.RUNNING, State.DEGRADED):
-        state, reason = State.DEGRADED, Reason.REPLICA_LOST
+        reason = Reason.PREEMPTED if Reason(job.reason) is Reason.PREEMPTED else Reason.REPLICA_LOST
+        state = State.DEGRADED
     elif state is State.STARTING:
         reason = Reason.WAITING_FOR_RESOURCES
     else:
         return None
     return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
+
+
+def preempted(job: Job, state: State, data: Mapping[str, Any]) -> Step | None:
+    """A node says that it will go: the group trains on until it does, and saves at its next boundary."""
+    if state not in (State.RUNNING, State.DEGRADED):
+        return None
+    ranks = ", ".join(str(rank) for rank in data.get("ranks") or ()) or "unknown"
+    return Step(
+        state=State.DEGRADED,
+        reason=Reason.PREEMPTED,
+        message=f"Nodes with ranks {ranks} are being taken away; it saves at the next boundary",
+        replicas=job.replicas_present,
+    )
+
+
+def resizes(job: Job, state: State, data: Mapping[str, Any]) -> Step | None:
+    """Ray has found room for another size, and starts the group anew with it."""
+    if state not in (State.RUNNING, State.DEGRADED):
+        return None
+    replicas = int(data.get("workers") or 0) // int(job.spec["replicas"]["ranks_per_replica"])
+    return Step(
+        state=State.DEGRADED,
+        reason=Reason.RESIZING,
+        message=f"The group starts anew with {replicas} replicas, from the newest checkpoint",
+    )
+
+
+def waits(job: Job, state: State, data: Mapping[str, Any]) -> Step | None:
+    """No group can be begun: too little is free for the smallest one."""
+    if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
+        return None
+    message = f"{_needs(data)} {_offers(data)}"
+    if (state, job.reason, job.message) == (State.STARTING, Reason.WAITING_FOR_RESOURCES, message):
+        return None
+    return Step(state=State.STARTING, reason=Reason.WAITING_FOR_RESOURCES, message=message)
+
+
+def _needs(data: Mapping[str, Any]) -> str:
+    count = int(data.get("min_workers") or 1)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in dict(data.get("per_worker") or {}).items())
+    return f"It needs at least {count} worker{'' if count == 1 else 's'} with {each or 'nothing'} each."
+
+
+def _offers(data: Mapping[str, Any]) -> str:
+    total = dict(data.get("total") or {})
+    free = [
+        f"{amount:g} of {total.get(name, 0):g} {name}"
+        for name, amount in dict(data.get("free") or {}).items()
+    ]
+    return f"Free in the cluster: {', '.join(free) or 'unknown'}; it starts by itself once there is room."
 
 
 def trains(job: Job, message: str, replicas: int) -> Step | None:
@@ -32,10 +85,10 @@ def trains(job: Job, message: str, replicas: int) -> Step | None:
     if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
         return None
     if 0 < replicas < wanted:
-        was_lost = Reason(job.reason) is Reason.REPLICA_LOST
+        before = Reason(job.reason)
         return Step(
             state=State.DEGRADED,
-            reason=Reason.REPLICA_LOST if was_lost else Reason.RESIZING,
+            reason=before if before in _LOSSES else Reason.RESIZING,
             message=f"{replicas} of {wanted} replicas train. {message}",
             replicas=replicas,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -326,3 +327,47 @@ def test_where_replicas_keep_their_own_moments_a_left_out_one_takes_the_others_m
         else:
             assert loops.are_bit_equal(told["after"][first:], moments[rank])
         assert _is_mean(told["after"][:first], [state[:first] for state in told["before"][:LEFT_OUT]])
+
+
+SHARED = Fixed(alpha=1 / 9, sync_every=ROUND, gradient_sync="shared")
+
+
+def _share_gradients(rank: int, harmed: int | None) -> dict[str, Any]:
+    """Two rounds of shared gradients under a spread; one rank's moments differ before the first boundary."""
+    run = Run(rank, SHARED)
+    sent: list[float] = []
+    run.scheduler.on_boundary(lambda event: sent.append(event.report.facts["sync_bytes"]))
+    before: list[list[Tensor]] = []
+
+    def look(i: int) -> None:
+        if i == ROUND - 1:
+            if rank == harmed:
+                next(iter(run.optimizer.state.values()))["exp_avg"].mul_(2)
+            before.extend(everyones(run.moments()))
+
+    run.train(ROUND, look)
+    moments = run.moments()
+    run.train(ROUND)
+    weights = [t for t in run.weights() if t.is_floating_point()]
+    return {
+        "sent": sent,
+        "bytes of weights": sum(t.numel() * t.element_size() for t in run.weights()),
+        "before": before,
+        "moments": moments,
+        "weights are equal": are_equal_on_all_ranks(weights),
+    }
+
+
+def test_moments_that_shared_gradients_kept_equal_are_not_sent(tmp_path: Path) -> None:
+    for outcome in run_on_ranks(_share_gradients, NUM_RANKS, None, store_path=tmp_path):
+        assert outcome["sent"] == [outcome["bytes of weights"]] * 2
+        assert all(loops.are_bit_equal(outcome["moments"], other) for other in outcome["before"])
+        assert outcome["weights are equal"]
+
+
+def test_moments_that_differ_all_the_same_are_averaged(tmp_path: Path) -> None:
+    outcomes = run_on_ranks(_share_gradients, NUM_RANKS, 1, store_path=tmp_path)
+    for outcome in outcomes:
+        assert outcome["sent"][0] > outcome["sent"][1] == outcome["bytes of weights"]
+        assert loops.are_bit_equal(outcome["moments"], outcomes[0]["moments"])
+    assert not loops.are_bit_equal(outcomes[0]["before"][0], outcomes[0]["before"][1])

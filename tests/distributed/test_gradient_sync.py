@@ -276,7 +276,7 @@ def test_a_model_that_cannot_be_split_into_teams_is_refused_with_a_remedy(tmp_pa
     assert "DistributedDataParallel(model)" in texts["bare"]
     assert "already has the communication hook 'silent_hook'" in texts["hooked"]
     assert "communication hook of torch's own" in texts["built in"]
-    assert "already has the communication hook 'team_hook'" in texts["twice"]
+    assert "already belongs to another scheduler" in texts["twice"]
     assert "pass the DistributedDataParallel module that it wraps" in texts["wrapped again"]
 
 

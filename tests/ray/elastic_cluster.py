@@ -18,7 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ElasticCluster:
-    """A head that runs the driver and Ray's controller, and worker nodes of a given number of CPUs."""
+    """A head that runs the driver and Ray's controller, and worker nodes of a given number of CPUs.
+
+    Args:
+        dashboard_port: Of Ray's dashboard, which takes jobs; None starts none.
+    """
+
+    def __init__(self, dashboard_port: int | None = None) -> None:
+        self._dashboard: dict[str, Any] = {"include_dashboard": dashboard_port is not None}
+        if dashboard_port is not None:
+            self._dashboard["dashboard_port"] = dashboard_port
 
     def __enter__(self) -> ElasticCluster:
         self._folder = tempfile.mkdtemp(prefix="he-")  # short: Ray puts sockets below it
@@ -36,8 +45,8 @@ class ElasticCluster:
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
-                "include_dashboard": False,
                 "object_store_memory": 100 << 20,
+                **self._dashboard,
             },
         )
         ray.init(address=self._cluster.address, log_to_driver=False)
@@ -51,6 +60,12 @@ class ElasticCluster:
         os.environ.clear()
         os.environ.update(self._before)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the cluster's GCS."""
+        found: str = self._cluster.address
+        return found
 
     def add(self, num_cpus: int) -> Any:
         """A new node, ready."""

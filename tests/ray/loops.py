@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hdet_ray
-from hdet_ray.train.sampler import ResumableSampler
+from hdet_ray.data import ElasticSampler
 
 TOTAL_STEPS = 400
 
@@ -49,7 +49,7 @@ def train(config: dict[str, Any]) -> None:
     model = build_model()
     ddp = ray.train.torch.prepare_model(model)
     optimizer = build_optimizer(ddp)
-    sampler = ResumableSampler(range(144), seed=3)
+    sampler = ElasticSampler(range(144), seed=3)
     loader = DataLoader(
         TensorDataset(*make_data(1, 144)),
         batch_size=4,

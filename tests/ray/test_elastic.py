@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ pytest.importorskip("ray")
 
 import torch
 
+from hdet_ray.train.layout import LEDGER_FILE
+from hdet_ray.view.samples import SamplesAccount
+from tests.ray.chaos_accounts import count
 from tests.ray.elastic_cluster import ElasticCluster
-from tests.ray.elastic_loops import MAX_LR
+from tests.ray.elastic_loops import BATCH_SIZE, MAX_LR, NUM_SAMPLES, ROUND_STEPS
 from tests.ray.elastic_runs import ElasticRun
+from tests.ray.told_samples import account_of, require_each_sample_once, require_same_sums
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,6 +46,7 @@ def test_4_to_2_to_3_to_8_is_one_schedule(cluster: ElasticCluster, tmp_path: Pat
     assert {line["replicas"] for line in lines} >= {4, 2, 3, 8}
     require_planned_values(lines)
     require_continuous_base(lines, 4000)
+    require_samples(run, lines)
 
 
 def test_groups_of_two_lose_a_worker_idle_one_and_grow_again(cluster: ElasticCluster, tmp_path: Path) -> None:
@@ -60,6 +66,13 @@ def test_groups_of_two_lose_a_worker_idle_one_and_grow_again(cluster: ElasticClu
     for line in lines:  # the loop sees whole replicas only, by Ray's word as by torch's
         assert line["world_size"] == line["torch_world_size"] == 2 * line["replicas"]
     assert {line["replicas"] for line in lines} == {1, 2}
+    told = require_samples(run, lines)
+    assert {len(ended.by_replica) for ended in told.rounds} == {1, 2}
+    for replicas in (1, 2):  # each of two ranks; the round in which an epoch ends may have a short batch
+        sizes = Counter(
+            own for ended in told.rounds if len(ended.by_replica) == replicas for own in ended.by_replica
+        )
+        assert sizes.most_common(1)[0][0] == max(sizes) == 2 * BATCH_SIZE * ROUND_STEPS
 
 
 @pytest.mark.parametrize("controller", ["auto"])
@@ -80,6 +93,15 @@ def test_a_search_that_a_resize_interrupts_is_repeated_with_the_new_size(
         sizes.setdefault(line["round"], set()).add(line["replicas"])
     assert {4, 2} in sizes.values()  # the round that was interrupted was made anew, under its own number
     assert sizes[0] == {4}
+
+
+def require_samples(run: ElasticRun, lines: list[dict[str, Any]]) -> SamplesAccount:
+    """No sample is skipped or counted twice in an epoch, at whatever sizes; the ledger adds up to it."""
+    seen = count(lines)
+    require_each_sample_once(seen, NUM_SAMPLES, left_out=max(line["num_ranks"] for line in lines) - 1)
+    told = account_of(run.out / "stored" / "elastic" / LEDGER_FILE)
+    require_same_sums(told, seen)
+    return told
 
 
 def require_planned_values(lines: list[dict[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 pytest.importorskip("ray")
 
+from hdet_ray.testing import Fault, Kill, Stop, read_happened
 from tests.ray.elastic_cluster import ElasticCluster
 from tests.ray.elastic_loops import ROUND_STEPS
 from tests.ray.elastic_runs import ElasticRun
@@ -32,11 +32,11 @@ def cluster() -> Iterator[ElasticCluster]:
 def test_a_stopped_worker_is_named_and_the_run_goes_on(
     cluster: ElasticCluster, tmp_path: Path, rank: int
 ) -> None:
-    harm = {"rank": rank, "step": HARMED_STEP, "signal": "SIGSTOP"}
-    run = ElasticRun(tmp_path, (1, 3), {"harm": harm}, collective_timeout_s=20)
+    stop = Fault(act=Stop(), rank=rank, at_step=HARMED_STEP)
+    run = ElasticRun(tmp_path, (1, 3), {"faults": [stop]}, collective_timeout_s=20)
     run.wait_for_rounds(3, after_step=HARMED_STEP + 10)
     run.finish()
-    pid = json.loads((tmp_path / "harmed").read_text())["pid"]
+    pid = read_happened(tmp_path / "faults")[0].pid
     assert not os.path.exists(f"/proc/{pid}")  # nobody had to kill it
     told = cluster.controller_log()
     assert f"rank {rank} " in told
@@ -47,7 +47,8 @@ def test_a_stopped_worker_is_named_and_the_run_goes_on(
 def test_a_killed_worker_costs_the_steps_since_the_newest_checkpoint(
     cluster: ElasticCluster, tmp_path: Path
 ) -> None:
-    run = ElasticRun(tmp_path, (1, 3), {"harm": {"rank": 1, "step": HARMED_STEP, "signal": "SIGKILL"}})
+    kill = Fault(act=Kill(), rank=1, at_step=HARMED_STEP)
+    run = ElasticRun(tmp_path, (1, 3), {"faults": [kill]})
     run.wait_for_rounds(3, after_step=HARMED_STEP + 10)
     run.finish()
     repeats = sorted(line["step"] for line in run.lines() if line["replica"] == 0)

@@ -15,6 +15,8 @@ from hdet_ray import HDETTrainer
 from hdet_ray.config import Fixed
 from hdet_ray.core.replay import read_ledger, replay
 from hdet_ray.train.checkpoints import load
+from hdet_service.pins import pin
+from hdet_service.saved import list_saved
 from tests.ray.loops import train
 from tests.ray.test_attach import assert_ends_equal, final
 from tests.service.simulated_run import JOB, Service
@@ -64,12 +66,14 @@ def controller(cluster: None, tmp_path: Path) -> Iterator[Any]:
     ray.kill(actor)
 
 
-def fit(folder: Path, name: str, environment: dict[str, str], **config: Any) -> Result:
+def fit(
+    folder: Path, name: str, environment: dict[str, str], keep: int | None = None, **config: Any
+) -> Result:
     env = {"env_vars": environment}
     return HDETTrainer(
         train,
         train_loop_config={"controller": Fixed(alpha=0.0, sync_every=20), **config},
-        checkpoint_keep=None,
+        checkpoint_keep=keep,
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(
             name=name,
@@ -127,3 +131,21 @@ def test_a_rollback_goes_on_from_the_rounds_checkpoint(controller: Any, tmp_path
     seen = ray.get(controller.seen.remote())
     assert (seen["attempt"], seen["round"]) == (3, 4)
     assert load(Path(again.checkpoint.path) / "hdet").manifest.attempt == 3
+
+
+def test_a_rollback_finds_its_checkpoint_though_the_run_has_pruned_it(
+    controller: Any, tmp_path: Path
+) -> None:
+    ray.get(controller.begin_submission.remote(1))
+    fit(tmp_path, "job", job_environment(), stop=120)
+    (saved,) = (c for c in list_saved(str(tmp_path / "job")) if c.round == 1)
+    assert pin(str(tmp_path / "job"), Path(saved.path).name, saved.pin_name)
+    ray.get(controller.begin_submission.remote(2))
+    fit(tmp_path, "job", job_environment(2), keep=1, stop=200)
+    assert [c.round for c in list_saved(str(tmp_path / "job"))] == [5]
+    ray.get(controller.begin_submission.remote(3))
+    fit(tmp_path, "job", job_environment(3, HDET_RESUME_ROUND="1"), keep=1, stop=80)
+    seen = ray.get(controller.seen.remote())
+    assert (seen["attempt"], seen["round"]) == (3, 2)
+    rounds = [(i["attempt"], i["round"]) for i in map(json.loads, seen["ledger"][1:])]
+    assert rounds == [(1, 0), (3, 1)]

@@ -19,10 +19,12 @@ from hdet_ray.core.codec import digest, to_json
 from hdet_ray.core.decide import decide, judge_report, start
 from hdet_ray.core.one_cycle import OneCycle
 from hdet_ray.core.plan import RATE, Plan
+from hdet_ray.core.planning import plan_for
 from hdet_ray.core.replay import item_line
 from hdet_ray.core.report import ReplicaReport, RoundReport
 from hdet_ray.core.state import Explored, ScheduleConfig, ScheduleState, state_to_json
 from hdet_service.metrics import RunView, count_round
+from hdet_service.run_events import record_restart
 from hdet_service.states import State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, LedgerStart, Round, Transition
@@ -130,11 +132,14 @@ class RecordedRun:
         while self.plan.num_steps:
             self.advance(1)
 
-    def restart(self, at_round: int) -> None:
-        """A new attempt goes back to the state before a round."""
+    def restart(self, at_round: int, num_replicas: int | None = None) -> None:
+        """A new attempt goes back to the state before a round, with so many replicas."""
         self.attempt += 1
         self.state, self.plan = self.states[at_round]
         del self.states[at_round + 1 :]
+        if num_replicas is not None:
+            self.plan = plan_for(self.state, num_replicas)
+            self.states[at_round] = (self.state, self.plan)
         self.store.write_sync(self._rewind)
 
     def set_job(self, **values: Any) -> None:
@@ -156,7 +161,7 @@ class RecordedRun:
 
         def write(session: Session) -> None:
             job = session.get_one(Job, self.id)
-            count_round(
+            restart = count_round(
                 session,
                 job,
                 finished=finished,
@@ -165,6 +170,10 @@ class RecordedRun:
                 after=self.state,
                 at_s=self.now,
             )
+            if restart is not None:
+                record_restart(
+                    session, self.id, self.attempt, restart=restart, finished=finished, at_s=self.now
+                )
             line = item_line(self.attempt, report, self.plan)
             session.merge(
                 Round(job_id=self.id, attempt=self.attempt, round=report.round, item=line, at_s=self.now)

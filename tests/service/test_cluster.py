@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from hdet_ray.exceptions import ConfigError
-from hdet_service.cluster import (
+from hdet_service import actor_control
+from hdet_service.client import HDETClient
+from hdet_service.cluster import check_port, down, status
+from hdet_service.cluster_state import (
     ClusterError,
     NotRunningError,
     PortTakenError,
     Running,
-    check_port,
-    down,
+    UnreachableError,
     read_state,
-    status,
     write_state,
 )
 from hdet_service.head import Head, free_ports, head_environment
 from hdet_service.processes import CLUSTER_MARK, ProcessId, end_marked, marked
+from hdet_service.reaching import control_patiently, patiently
 from hdet_service.settings import Settings, load_settings
 
 SLEEPS = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+
+
+@contextmanager
+def ready_listener() -> Iterator[int]:
+    """Port of a listener that says 200 to everything."""
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -108,6 +136,84 @@ def test_a_file_that_cannot_be_read_is_named_and_nothing_is_ended(tmp_path: Path
     (tmp_path / "cluster.json").write_text("{")
     with pytest.raises(ClusterError, match=r"cluster\.json"):
         down(tmp_path)
+
+
+class SlowHead:
+    """Answers after some tries; its clock is the sum of the waits."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+        self.tries = 0
+        self.now_s = 0.0
+
+    def ask(self) -> dict[str, object]:
+        self.tries += 1
+        if self.tries <= self.refusals:
+            raise UnreachableError("ConnectionError: no connection")
+        return {"is_new": True}
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_a_head_that_is_slow_to_answer_is_asked_again_until_it_does() -> None:
+    head = SlowHead(refusals=20)
+    answer = patiently(head.ask, waiting_for="it", within_s=60.0, clock=lambda: head.now_s, sleep=head.sleep)
+    assert answer == {"is_new": True}
+    assert head.tries == 21
+
+
+def test_a_head_that_never_answers_is_given_up_after_the_bound_with_what_was_waited_for() -> None:
+    head = SlowHead(refusals=10_000)
+    with pytest.raises(ClusterError, match=r"waited 60 s for Ray at here.*ConnectionError: no connection"):
+        patiently(
+            head.ask, waiting_for="Ray at here", within_s=60.0, clock=lambda: head.now_s, sleep=head.sleep
+        )
+    assert 60 <= head.now_s < 65
+
+
+def test_a_head_of_ours_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    gone = Head(cluster_id="ab", address="127.0.0.1:1", process=ProcessId(1, 2.5), temp_dir=tmp_path)
+    running = Running(url="http://x", address=gone.address, head=gone, settings=Settings(home=tmp_path))
+    head = SlowHead(refusals=10_000)
+    with pytest.raises(ClusterError, match=r"Ray's head has ended.*head\.log"):
+        control_patiently(running, {"action": "status"}, ask=lambda *_: head.ask())
+    assert head.tries == 1
+
+
+@pytest.mark.parametrize("error", [ConnectionError("slow"), RuntimeError("slow"), TimeoutError("slow")])
+def test_ray_that_takes_no_connection_is_said_to_be_out_of_reach_and_not_to_refuse(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(actor_control, "_connect", refuse)
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"action": "status", "address": "x:1"})))
+    assert actor_control.main() == 0
+    assert json.loads(capsys.readouterr().out) == {"unreachable": f"{type(error).__name__}: slow"}
+
+
+def test_the_listener_itself_is_asked_whatever_address_clients_use(tmp_path: Path) -> None:
+    with ready_listener() as port:
+        settings = Settings(home=tmp_path, port=port, url="https://hdet.invalid")
+        write_state(Running(url=settings.public_url, address="127.0.0.1:1", head=None, settings=settings))
+        found = status(tmp_path)
+    assert (found["url"], found["ready"]) == ("https://hdet.invalid", True)
+    assert not status(tmp_path)["ready"]
+
+
+def test_clients_on_the_same_machine_use_the_listener_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HDET_HOME", str(tmp_path))
+    monkeypatch.delenv("HDET_URL", raising=False)
+    settings = Settings(
+        home=tmp_path, port=8475, host="0.0.0.0", tls_terminated=True, url="https://x.invalid"
+    )
+    write_state(Running(url=settings.public_url, address="127.0.0.1:1", head=None, settings=settings))
+    with HDETClient(token="t") as client:
+        assert client.url == "http://127.0.0.1:8475"
 
 
 def test_where_nothing_was_started_there_is_nothing_to_end(tmp_path: Path) -> None:

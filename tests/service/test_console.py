@@ -404,6 +404,23 @@ def test_after_a_restart_the_abandoned_rounds_are_not_shown(store: Store) -> Non
     assert record.newest.round == 3
 
 
+def test_where_a_run_began_anew_its_charts_say_with_how_many_and_after_how_long(store: Store) -> None:
+    run = RecordedRun(store, "a", controller=FAN)
+    run.advance(6)
+    run.restart(4, num_replicas=3)
+    run.now += 25.0
+    run.advance(2)
+    record = record_of(store, RunRecords(), "a")
+    (mark,) = record.marks
+    assert mark.step == record.rounds[4].step
+    assert mark.text.startswith("+2"), "seconds"
+    assert mark.text.endswith("s, 4 → 3")
+    for chart in charts_of(record):
+        if chart.name in ("rates", "losses"):
+            assert chart.plot.count('class="rule restart"') == 1
+            assert "4 → 3" in chart.plot
+
+
 def test_a_run_of_a_newer_release_has_no_charts_and_a_page_all_the_same(store: Store) -> None:
     run = RecordedRun(store, "a")
     run.set_job(schedule={"version": 99, "state": {}})
@@ -461,6 +478,12 @@ def test_ticks_are_short(value: float, text: str) -> None:
             {"id": "01HZZZZZZZABCDEF", "state": "applied", "applied_round": 7},
             "Override ABCDEF is in force since round 7",
         ),
+        (
+            "recovery",
+            {"attempt": 2, "round": 12, "step": 480, "seconds": 14.2, "replicas": 2},
+            "Training again after 14 s with 2 replicas, from round 12",
+        ),
+        ("resize", {"round": 12, "from": 3, "to": 2}, "From 3 to 2 replicas at round 12"),
         ("something new", {"speed": 3, "none": None}, "speed 3"),
     ],
 )

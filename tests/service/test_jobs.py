@@ -177,21 +177,42 @@ def test_the_exit_code_says_why_when_nobody_heard_the_note(
     assert driven.state(job_id) == ("FAILED", reason)
 
 
-def test_an_exit_code_of_a_users_driver_means_nothing_but_a_loss(driven: Driven) -> None:
+@pytest.mark.parametrize("exit_code", [1, 2, 91, 127])
+def test_a_command_that_says_it_failed_is_believed_and_not_tried_again(
+    driven: Driven, exit_code: int
+) -> None:
     job_id = driven.submit(entrypoint="python train.py")
     driven.tick()
-    driven.starter.end(driven.sid(job_id), exit_code=91)
+    driven.starter.end(driven.sid(job_id), exit_code=exit_code)
+    driven.tick()
+    assert driven.state(job_id) == ("FAILED", "EntrypointError")
+    assert driven.job(job_id).message == f"its command ended with exit code {exit_code}"
+    assert len(driven.starter.launches) == 1
+
+
+@pytest.mark.parametrize("exit_code", [-9, 137, 143])
+def test_a_command_that_a_signal_ended_is_lost_and_tried_again(driven: Driven, exit_code: int) -> None:
+    job_id = driven.submit(entrypoint="python train.py")
+    driven.tick()
+    driven.starter.end(driven.sid(job_id), exit_code=exit_code)
     driven.tick()
     assert driven.state(job_id) == ("QUEUED", "DriverLost")
 
 
-def test_a_worker_that_says_it_is_hopeless_stops_the_driver(driven: Driven) -> None:
-    job_id = driven.submit_running()
-    sid = driven.sid(job_id)
-    driven.note(job_id, "failed", reason="SearchFailed", message="no candidate lived")
-    assert driven.state(job_id) == ("FAILED", "SearchFailed")
+def test_a_command_that_ends_with_an_error_because_it_was_paused_has_paused(driven: Driven) -> None:
+    job_id = driven.submit(entrypoint="python train.py")
     driven.tick()
-    assert sid in driven.starter.stopped
+    driven.open(job_id)
+    driven.run(driven.controller.jobs.pause(job_id, BOSS))
+    driven.starter.end(driven.sid(job_id), exit_code=1)
+    driven.tick()
+    assert driven.state(job_id) == ("PAUSED", "Paused")
+
+
+def test_a_driver_whose_run_went_on_elsewhere_is_no_verdict_on_the_job(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.note(job_id, "finished", outcome="failed", reason="DriverLost", message="attempt 1 is over")
+    assert driven.state(job_id) == ("QUEUED", "DriverLost")
 
 
 def test_a_runtime_environment_that_cannot_be_made_fails_the_job(driven: Driven) -> None:
@@ -385,6 +406,28 @@ def test_a_rollback_starts_another_driver_from_that_round(driven: Driven) -> Non
     assert (launch.submission, launch.env["HDET_RESUME_ROUND"]) == (2, "0")
     assert driven.job(job_id).revision == revision + 1
     assert driven.job(job_id).failures == 0
+
+
+def test_once_it_has_gone_back_its_newest_checkpoint_counts_again(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.run(driven.controller.jobs.rollback(job_id, 0, BOSS))
+    saved = {"round": 3, "step": 30, "path": "checkpoint_3"}
+    driven.note(job_id, "checkpoint", **saved)
+    assert driven.job(job_id).resume_round == 0, "the driver that stops has saved once more"
+    driven.starter.end(driven.sid(job_id), exit_code=-15)
+    driven.tick()
+    driven.tick()
+    assert driven.starter.launches[-1].env["HDET_RESUME_ROUND"] == "0"
+    driven.note(job_id, "imported")
+    driven.open(job_id, attempt=2)
+    driven.note(job_id, "checkpoint", **saved)
+    driven.run(driven.controller.jobs.pause(job_id, BOSS))
+    driven.starter.end(driven.sid(job_id), exit_code=0)
+    driven.tick()
+    driven.run(driven.controller.jobs.resume(job_id, BOSS))
+    driven.tick()
+    assert driven.starter.launches[-1].submission == 3
+    assert "HDET_RESUME_ROUND" not in driven.starter.launches[-1].env
 
 
 def test_a_rollback_to_a_round_that_was_never_reached_is_refused(driven: Driven) -> None:

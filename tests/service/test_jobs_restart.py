@@ -126,5 +126,12 @@ def test_output_of_jobs_that_are_gone_is_deleted_at_the_next_start(driven: Drive
 
 def test_a_restarting_controller_does_not_wait_for_torch() -> None:
     """Ray starts it anew after each death, and what it imports is most of the time until it answers."""
-    code = "import sys, hdet_service.actor; sys.exit('torch' in sys.modules)"
+    code = "import sys, hdet_service.serving; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_worker_that_takes_a_handle_of_the_controller_does_not_import_the_service() -> None:
+    """Ray imports an actor's class with its handle, in the middle of a run's first step."""
+    heavy = {"fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus_client", "jinja2"}
+    code = f"import sys, hdet_service.actor; sys.exit(len({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

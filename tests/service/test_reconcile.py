@@ -83,7 +83,7 @@ outcomes = st.builds(
 def test_no_step_leaves_the_graph_of_states(job: Standing, driver: DriverState | None, now_s: float) -> None:
     ending = None
     if driver is not None and driver.status.has_ended:
-        ending = outcome_of(driver, exit_reasons={}, last_line="")
+        ending = outcome_of(driver, meaning=None, last_line="")
     step = next_step(job, driver, ending, now_s, BOUNDS)
     if step is not None and step.state is not None:
         assert step.reason is not None
@@ -101,7 +101,7 @@ def test_a_driver_that_has_ended_never_leaves_its_job_active(
 @given(job=standings(), now_s=st.floats(0, 2000))
 def test_a_driver_that_has_ended_is_never_started_or_stopped(job: Standing, now_s: float) -> None:
     ended = DriverState(status=DriverStatus.FAILED, exit_code=1)
-    step = next_step(job, ended, outcome_of(ended, exit_reasons={}, last_line=""), now_s, BOUNDS)
+    step = next_step(job, ended, outcome_of(ended, meaning=None, last_line=""), now_s, BOUNDS)
     assert step is not None
     assert step.effect is None
 

@@ -13,7 +13,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hdet_ray.train.checkpoints import save
+from hdet_ray.train.checkpoints import load, save
+from hdet_service.pins import pin, unpin_others
+from hdet_service.problems import Conflict
 from hdet_service.store.models import Job
 from tests.service.serving import OPERATOR, SUBMITTER, Served
 
@@ -133,6 +135,54 @@ def test_one_goes_back_only_to_a_round_that_has_a_checkpoint(served: Served, run
     audits = [event["data"] for event in events if event["type"] == "audit"]
     assert audits[-1]["action"] == "rollback"
     assert audits[-1]["reason"] == "too fast"
+
+
+def test_the_checkpoint_of_a_rollback_stays_when_the_run_prunes_it(
+    served: Served, run: tuple[str, Path]
+) -> None:
+    job_id, folder = run
+    model = _saved(folder, 4)
+    (folder / "checkpoint_1_004" / "users.bin").write_bytes(b"theirs")
+    rollback = f"/v1/jobs/{job_id}/schedule/rollback"
+    assert _ask(served, "POST", rollback, OPERATOR, json={"round": 4}).status_code == 202
+    shutil.rmtree(folder / "checkpoint_1_004")
+    pinned = folder / "hdet-pinned" / "round-4-attempt-1"
+    assert load(pinned / "hdet").manifest.round == 4
+    weights = safetensors.torch.load_file(pinned / "hdet" / "model.safetensors")
+    assert torch.equal(weights["weight"], model.state_dict()["weight"])
+    assert (pinned / "users.bin").read_bytes() == b"theirs"
+
+
+def test_a_rollback_that_is_refused_keeps_nothing(served: Served, run: tuple[str, Path]) -> None:
+    job_id, folder = run
+    for round in (4, 12):
+        _saved(folder, round)
+    rollback = f"/v1/jobs/{job_id}/schedule/rollback"
+    assert _ask(served, "POST", rollback, OPERATOR, json={"round": 12}).status_code == 409
+    assert not list(folder.glob("hdet-pinned/*"))
+    assert _ask(served, "POST", rollback, OPERATOR, json={"round": 4}).status_code == 202
+    assert _ask(served, "POST", rollback, OPERATOR, json={"round": 4}).status_code == 409, "it is stopping"
+    assert [path.name for path in folder.glob("hdet-pinned/*")] == ["round-4-attempt-1"]
+
+
+def test_a_checkpoint_that_goes_while_it_is_kept_refuses_the_rollback(tmp_path: Path) -> None:
+    _saved(tmp_path, 4)
+    (tmp_path / "checkpoint_1_004" / "hdet" / "optimizer.pt").unlink()
+    with pytest.raises(Conflict, match="deleting its checkpoint checkpoint_1_004 just now"):
+        pin(str(tmp_path), "checkpoint_1_004", "round-4-attempt-1")
+    with pytest.raises(Conflict, match="has deleted its checkpoint checkpoint_1_005 just now"):
+        pin(str(tmp_path), "checkpoint_1_005", "round-5-attempt-1")
+    assert not list(tmp_path.glob("hdet-pinned/*"))
+
+
+def test_a_pin_takes_no_room_in_a_folder_and_the_next_one_ends_it(tmp_path: Path) -> None:
+    for round in (4, 5):
+        _saved(tmp_path, round)
+        assert pin(str(tmp_path), f"checkpoint_1_{round:03d}", f"r{round}")
+        assert not pin(str(tmp_path), f"checkpoint_1_{round:03d}", f"r{round}")
+    assert (tmp_path / "hdet-pinned" / "r4" / "hdet" / "model.safetensors").stat().st_nlink == 2
+    unpin_others(str(tmp_path), "r5")
+    assert [path.name for path in tmp_path.glob("hdet-pinned/*")] == ["r5"]
 
 
 def test_storage_that_is_gone_has_no_checkpoints(served: Served, run: tuple[str, Path]) -> None:

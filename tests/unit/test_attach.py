@@ -17,8 +17,8 @@ from torch.utils.data import DistributedSampler
 
 from hdet_ray import ConfigError, Fixed, HDETOneCycleLR, HDETTrainer, attach
 from hdet_ray.core.replay import read_ledger
+from hdet_ray.data import ElasticSampler
 from hdet_ray.optim.control import LocalControl
-from hdet_ray.train.sampler import ResumableSampler
 
 STEPS = 6
 
@@ -66,7 +66,7 @@ def test_outside_a_worker_attach_says_where_it_belongs(monkeypatch: pytest.Monke
     ("options", "match"),
     [
         ({"checkpoint_every_rounds": 0}, "checkpoint_every_rounds=0"),
-        ({"sampler": DistributedSampler([1, 2], num_replicas=1, rank=0)}, "ResumableSampler"),
+        ({"sampler": DistributedSampler([1, 2], num_replicas=1, rank=0)}, "ElasticSampler"),
         ({"extra": {"ema": object()}}, r"extra\['ema'\] is a object"),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_sampler_that_counts_has_each_rounds_samples_in_the_reports(tmp_path: 
     def loop() -> None:
         scheduler, model = make_scheduler()
         scheduler.control = LocalControl(ledger=ledger)
-        sampler = ResumableSampler(list(range(8)), num_replicas=1, rank=0)
+        sampler = ElasticSampler(list(range(8)), num_replicas=1, rank=0)
         attach(scheduler, sampler=sampler)
         for _ in range(STEPS):
             next(iter(sampler))

@@ -13,7 +13,14 @@ from ray.train import ControllerError, DataConfig, FailureConfig, RunConfig, Sca
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from hdet_ray.exceptions import CollectiveError, ConfigError
+from hdet_ray.exceptions import (
+    CheckpointError,
+    CollectiveError,
+    ConfigError,
+    FencedError,
+    HDETError,
+    SearchError,
+)
 from hdet_ray.train.elastic import elastic_scaling, recovery_settings, workers_in_replicas
 from hdet_ray.train.hopeless import EndsHopelessRuns
 from hdet_ray.train.settings import defaults_in_environment
@@ -108,17 +115,19 @@ class Recorded(DataConfig):
 
 
 def test_a_surplus_worker_gets_no_shard_and_nobody_waits_for_it() -> None:
-    shards = MembersDataConfig(Recorded(), 2).configure({}, 5, None, ["a", "a", "b", "b", "c"])
-    assert shards == [{"train": (i, 4, ["a", "a", "b", "b"])} for i in range(4)] + [{}]
+    nodes = ["a", "a", "b", "b", "c"]
+    shards = MembersDataConfig(Recorded(), 2).configure({"train": object()}, 5, None, nodes)
+    assert shards == [{"train": (i, 4, nodes[:4])} for i in range(4)] + [{"train": None}]
 
 
 def failed_worker(error: Exception) -> WorkerGroupError:
     return WorkerGroupError("workers failed", {1: UserExceptionWithTraceback(error, "a traceback")})
 
 
-def test_an_error_that_comes_again_ends_the_run_at_once() -> None:
-    hopeless = failed_worker(ConfigError("no such thing")).worker_failures
-    with pytest.raises(ConfigError, match="no such thing"):
+@pytest.mark.parametrize("kind", [ConfigError, SearchError, CheckpointError, FencedError])
+def test_an_error_that_comes_again_ends_the_run_at_once(kind: type[HDETError]) -> None:
+    hopeless = failed_worker(kind("no such thing")).worker_failures
+    with pytest.raises(kind, match="no such thing"):
         EndsHopelessRuns().after_exception(None, hopeless)
 
 

@@ -1,6 +1,8 @@
-"""A notice of preemption asks for one checkpoint at the next boundary."""
+"""A notice of preemption asks for a checkpoint at the next boundary, and at each one until the node goes."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 
@@ -19,7 +21,12 @@ def test_without_a_notice_nothing_is_asked_for() -> None:
     assert PreemptionNotice(lambda: None).directive() is None
 
 
-def test_each_notice_is_answered_once() -> None:
-    notices = [notice("a"), notice("a"), notice("a", "b"), notice("a", "b")]
+def test_from_a_notice_on_every_boundary_is_saved_and_each_notice_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    notices = [None, notice("a"), notice("a"), notice("a", "b"), notice("a", "b")]
     told = PreemptionNotice(lambda: notices.pop(0))
-    assert [told.directive() for _ in range(4)] == ["checkpoint", None, "checkpoint", None]
+    with caplog.at_level(logging.WARNING):
+        asked = [told.directive() for _ in range(5)]
+    assert asked == [None, "checkpoint", "checkpoint", "checkpoint", "checkpoint"]
+    assert len(caplog.records) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hdet_ray
+import hdet_ray.data
 
 ROOT = Path(hdet_ray.__file__).resolve().parent.parent
 
@@ -53,6 +54,8 @@ PUBLIC = [
     "start",
     "value_at",
 ]
+
+DATA = ["DatasetShard", "ElasticDataConfig", "ElasticSampler", "get_dataset_shard"]
 
 
 def python(code: str, *options: str) -> str:
@@ -112,6 +115,27 @@ def test_a_missing_dependency_names_its_remedy(missing: str, name: str, remedy: 
     )
     assert said.endswith(f"run: {remedy}")
     assert missing in said
+
+
+def test_the_names_for_data_are_these_and_load() -> None:
+    assert sorted(hdet_ray.data.__all__) == sorted(DATA)
+    for name in DATA:
+        assert getattr(hdet_ray.data, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Sampler'"):
+        _ = hdet_ray.data.Sampler
+
+
+def test_the_sampler_needs_no_ray_and_a_shard_says_that_it_does() -> None:
+    said = python(
+        "sys.modules['ray'] = None\n"
+        "import hdet_ray, hdet_ray.data\n"
+        "print(hdet_ray.data.ElasticSampler.__name__)\n"
+        "try: hdet_ray.data.get_dataset_shard\n"
+        "except hdet_ray.MissingExtraError as error: print(error)"
+    )
+    sampler, refusal = said.splitlines()
+    assert sampler == "ElasticSampler"
+    assert refusal.endswith("run: pip install 'hdet-ray[ray]'")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Scripted:
 class Run:
     """A run without training under a remote control."""
 
-    def __init__(self, transport: Scripted, ledger: Path, *, timeout_s: float = PATIENT_S) -> None:
+    def __init__(
+        self, transport: Scripted, ledger: Path, *, timeout_s: float = PATIENT_S, **control: Any
+    ) -> None:
         self.transport = transport
         self.state: ScheduleState
         self.plan: Plan
@@ -66,6 +69,7 @@ class Run:
             control_timeout_s=timeout_s,
             ledger=ledger,
             courier=ThreadCourier(retry_s=0.001, max_retry_s=0.001),
+            **control,
         )
 
     def begin(self) -> Run:
@@ -137,6 +141,31 @@ def test_an_answer_that_comes_too_late_is_not_used_and_the_round_is_said_again_a
     run.transport.script = fine
     run.train()
     assert run.plan.overrides == ()
+
+
+def test_a_first_call_that_takes_longer_than_a_boundary_may_makes_no_round_late(
+    begin: Callable[..., Run],
+) -> None:
+    def script(kind: str, request: Mapping[str, Any]) -> Answer:
+        if kind == "open":
+            time.sleep(0.3)  # a cold line
+        return Answer(status="ok", epoch=1)
+
+    run = begin(script, timeout_s=0.05)
+    run.control._timeout_s = PATIENT_S  # whatever else this machine does
+    run.train(2)
+    assert run.transport.rounds() == [(0, False), (1, False)]
+
+
+def test_a_controller_that_is_away_holds_up_the_beginning_no_longer_than_its_refusal(
+    begin: Callable[..., Run],
+) -> None:
+    def script(kind: str, request: Mapping[str, Any]) -> Answer:
+        raise ControlUnavailable("no such actor")
+
+    run = begin(script, open_timeout_s=1e6)  # returns
+    run.train()
+    assert run.state.round == 1
 
 
 def test_after_one_silence_nobody_waits_until_everything_was_delivered(begin: Callable[..., Run]) -> None:

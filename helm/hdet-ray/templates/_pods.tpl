@@ -130,6 +130,11 @@ envFrom:
 - name: HDET_INSECURE_I_KNOW
   value: "true"
 {{- end }}
+{{- if .Values.ingress.enabled }}
+# What people use. `hdet up` and the probes ask the listener itself, so this need not lead anywhere from in here.
+- name: HDET_URL
+  value: {{ printf "%s://%s" (ternary "https" "http" (ne .Values.ingress.tlsSecret "")) .Values.ingress.host | quote }}
+{{- end }}
 - name: HDET_STORAGE
   value: {{ ternary "/checkpoints/runs" .Values.checkpoints.uri (eq .Values.checkpoints.kind "volume") | quote }}
 - name: HDET_MAX_RUNNING_JOBS

@@ -58,8 +58,9 @@ def _local_url(settings: ClientSettings) -> str:
             raise ConfigError(
                 f"{settings.home / CLUSTER_FILE} is no JSON ({error}); `hdet up` writes it anew"
             ) from error
-        if isinstance(state, dict) and isinstance(state.get("url"), str):
-            return str(state["url"])
+        url = state.get("local_url", state.get("url")) if isinstance(state, dict) else None
+        if isinstance(url, str):
+            return url
     return settings.default_url
 
 

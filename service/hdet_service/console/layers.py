@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from hdet_service.console.record import RoundRecord, RunRecord
-from hdet_service.console.svg import Area, Layer, Line, Point, Shade
+from hdet_service.console.svg import Area, Axis, Layer, Line, Point, Rule, Shade
 
 Layers = list[Layer]
 
 NUM_TINTS = 8
 _ROBUST_FACTOR = 3.0
+_WORDS_SHARE = 0.12
+"""Of a chart's width that a mark's words need."""
 _PHASES = {"scout": "scout rounds", "pairs": "pair rounds"}
 
 
@@ -91,6 +93,21 @@ def shades(rounds: Sequence[RoundRecord]) -> list[Shade]:
             first, end = members[0].step, members[-1].end_step
             found.append(Shade(first=first, end=end, css=phase, label=_PHASES[phase]))
     return found
+
+
+def restarts(record: RunRecord, x: Axis) -> list[Rule]:
+    """Where the run began anew, with its new size and how long it had stood still.
+
+    Of marks that are close together on the axis only the first has its words; all have their line.
+    """
+    rules: list[Rule] = []
+    said_at = -1.0
+    for mark in record.marks:
+        place = x.place(mark.step)
+        is_said = place - said_at >= _WORDS_SHARE
+        said_at = place if is_said else said_at
+        rules.append(Rule(x=mark.step, css="restart", text=mark.text if is_said else "", is_left=False))
+    return rules
 
 
 def robust(values: Sequence[float]) -> float:

@@ -305,5 +305,13 @@ def _events(session: Session, job: Job, now_s: float) -> list[dict[str, Any]]:
 def _tone(event: Event) -> str:
     if event.type == "state" and event.data.get("state") in list(State):
         return TONES[State(event.data["state"])]
-    tones = {"rollback": "bad", "quarantine": "warn", "retry": "warn", "note": "warn", "override": "done"}
+    tones = {
+        "rollback": "bad",
+        "quarantine": "warn",
+        "retry": "warn",
+        "note": "warn",
+        "resize": "warn",
+        "recovery": "good",
+        "override": "done",
+    }
     return tones.get(event.type, "quiet")

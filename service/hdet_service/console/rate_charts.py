@@ -13,6 +13,7 @@ from hdet_service.console.layers import (
     bands,
     is_search,
     replica_label,
+    restarts,
     shades,
     stride_note,
     tint,
@@ -46,16 +47,19 @@ def whole_run(record: RunRecord) -> Chart:
     if ahead:
         layers.append(Line(points=ahead, css="ahead", label="ahead, if nothing changes"))
     layers.append(Line(points=base, css="base", label="base rate"))
-    now = record.rounds[-1].end_step
+    now, x = record.rounds[-1].end_step, Axis(low=0, high=total)
     return Chart(
         name="rates",
         title="Learning rate",
         note="What the run does at each step, and what its one-cycle alone would have done."
         + stride_note(record),
-        x=Axis(low=0, high=total),
+        x=x,
         y=_axis(record, [y for _, y in (*base, *ahead, *plain) if y is not None]),
         layers=layers,
-        rules=[Rule(x=now, css="now", text="now")] if record.plan.num_steps else [],
+        rules=[
+            *restarts(record, x),
+            *([Rule(x=now, css="now", text="now")] if record.plan.num_steps else []),
+        ],
         shades=shades(record.rounds),
         hover=_whole_hover(record),
         is_wide=True,

@@ -25,7 +25,8 @@ from hdet_ray.core.planning import plan_for
 from hdet_ray.core.report import ReplicaReport, RoundReport
 from hdet_ray.core.state import ScheduleState, state_from_json
 from hdet_ray.exceptions import HDETError
-from hdet_service.store.models import Job, LedgerStart, Round
+from hdet_ray.view.numbers import duration_text
+from hdet_service.store.models import Event, Job, LedgerStart, Round
 
 MANY_REPLICAS = 16
 """With more, lines become bands of quantiles."""
@@ -40,6 +41,7 @@ _POINTS_OF_TRIAL = 12
 _POINTS_OF_RUN = 160
 """Of the base rate; a round has its share of them, and at least its ends."""
 _MAX_RUNS = 64
+_MAX_MARKS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,14 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """The run began anew here: with another number of replicas, after an interruption, or both."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A run as a page shows it."""
 
@@ -92,6 +102,8 @@ class RunRecord:
     """Every so many rounds one is shown; 1: all."""
     newest: RoundReport | None
     """Report of the newest round, whole."""
+    marks: tuple[Mark, ...] = ()
+    """Of the newest resizes and recoveries, by step."""
 
 
 @dataclass(slots=True)
@@ -155,6 +167,7 @@ class RunRecords:
             rounds=tuple(kept.records[chain[r], r] for r in chosen if (chain[r], r) in kept.records),
             stride=stride,
             newest=None if newest is None else from_json(RoundReport, newest["report"]),
+            marks=_marks(session, job.id),
         )
 
     def _stride(self, num_rounds: int, num_replicas: int) -> int:
@@ -243,6 +256,21 @@ def _chain(session: Session, job_id: str) -> dict[int, int]:
         .group_by(Round.round)
     )
     return dict(rows.all())
+
+
+def _marks(session: Session, job_id: str) -> tuple[Mark, ...]:
+    """A restart leaves one event of its length and one of its new size: they are one mark."""
+    rows = session.execute(
+        select(Event.type, Event.data)
+        .where(Event.job_id == job_id, Event.type.in_(("recovery", "resize")))
+        .order_by(Event.id.desc())
+        .limit(2 * _MAX_MARKS)
+    ).all()
+    texts: dict[int, list[str]] = {}
+    for type, data in reversed(rows):
+        said = f"{data['from']} → {data['to']}" if type == "resize" else f"+{duration_text(data['seconds'])}"
+        texts.setdefault(int(data.get("step", 0)), []).append(said)
+    return tuple(Mark(step=step, text=", ".join(texts[step])) for step in sorted(texts)[-_MAX_MARKS:])
 
 
 def _chosen(rounds: Sequence[int], stride: int) -> list[int]:

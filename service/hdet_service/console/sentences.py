@@ -64,7 +64,14 @@ def _quarantine(data: Mapping[str, Any]) -> str:
 
 
 def _resize(data: Mapping[str, Any]) -> str:
-    return f"From {data.get('from')} to {data.get('to')} replicas after round {data.get('round')}"
+    return f"From {data.get('from')} to {data.get('to')} replicas at round {data.get('round')}"
+
+
+def _recovery(data: Mapping[str, Any]) -> str:
+    return (
+        f"Training again after {duration_text(data.get('seconds'))} with {data.get('replicas')} replicas, "
+        f"from round {data.get('round')}"
+    )
 
 
 def _retry(data: Mapping[str, Any]) -> str:
@@ -82,6 +89,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "rollback": _rollback,
     "quarantine": _quarantine,
     "resize": _resize,
+    "recovery": _recovery,
     "retry": _retry,
     "audit": _audit,
     "note": lambda data: str(data.get("text", "")),

@@ -22,7 +22,7 @@ from hdet_service.metrics.catalogue import (
     SubmissionResult,
     SyncFailure,
 )
-from hdet_service.metrics.counts import add_counts, count_round, one
+from hdet_service.metrics.counts import Restart, add_counts, count_round, one
 from hdet_service.metrics.runs import RunView
 from hdet_service.metrics.scrape import CONTENT_TYPE, Metrics
 
@@ -36,6 +36,7 @@ __all__ = [
     "Metric",
     "Metrics",
     "OverrideResult",
+    "Restart",
     "RunView",
     "SubmissionResult",
     "SyncFailure",

@@ -70,6 +70,15 @@ class Key(NamedTuple):
     """Of its one further label; empty without."""
 
 
+class Restart(NamedTuple):
+    """A run that trains again."""
+
+    without_report_s: float | None
+    """From the last report before it to its first; None where the run was paused in between."""
+    replicas_before: int | None
+    replicas: int
+
+
 def one(metric: Metric, value: str = "") -> dict[str, float]:
     """One more of this metric, with this value of its last label."""
     return {key_of(metric, value): 1.0}
@@ -144,7 +153,7 @@ def count_round(
     verdict: Verdict,
     after: ScheduleState,
     at_s: float,
-) -> None:
+) -> Restart | None:
     """Count a round that is stored now for the first time, in the transaction that stores it.
 
     Args:
@@ -152,11 +161,19 @@ def count_round(
         finished: The plan that the round followed.
         after: The state that was decided.
         at_s: When the report came.
+
+    Returns:
+        The restart that this round was the first of; None for any other.
     """
     counts = Tally(counts_of_round(finished, report, verdict, after))
+    restart = None
     if job.attempt > 1 and _is_first_of_attempt(session, job):
-        counts.update(_of_restart(session, job, finished.num_replicas, at_s))
+        restart = _restart(session, job, finished.num_replicas, at_s)
+        if restart.without_report_s is not None:
+            counts.update(observed(RECOVERY_DURATION, restart.without_report_s))
+        counts.update(_resized(restart.replicas_before, restart.replicas))
     add_counts(session, job.id, counts)
+    return restart
 
 
 def counts_of_round(
@@ -195,17 +212,17 @@ def counts_of_event(type: str, data: Mapping[str, Any]) -> dict[str, float]:
     return {}
 
 
-def _resized(before: int, after: int | None) -> dict[str, float]:
-    if after is None or after == before:
+def _resized(before: int | None, after: int | None) -> dict[str, float]:
+    if before is None or after is None or after == before:
         return {}
     return one(RESIZES, Direction.UP if after > before else Direction.DOWN)
 
 
-def _of_restart(session: Session, job: Standing, num_replicas: int, at_s: float) -> dict[str, float]:
-    """What an attempt's first report adds: how long there was none, and how many replicas came back."""
-    counts: dict[str, float] = {}
+def _restart(session: Session, job: Standing, num_replicas: int, at_s: float) -> Restart:
+    """Seen from its attempt's first report."""
+    without_report_s = None
     if job.last_report_s is not None and not _was_paused(session, job.id, job.last_report_s):
-        counts |= observed(RECOVERY_DURATION, max(at_s - job.last_report_s, 0.0))
+        without_report_s = max(at_s - job.last_report_s, 0.0)
     newest = session.execute(
         select(Round.item)
         .where(Round.job_id == job.id, Round.attempt < job.attempt)
@@ -213,7 +230,7 @@ def _of_restart(session: Session, job: Standing, num_replicas: int, at_s: float)
         .limit(1)
     ).scalar()
     teams = json.loads(newest)["plan"].get("teams") if newest is not None else None
-    return counts | _resized(len(teams), num_replicas) if teams else counts
+    return Restart(without_report_s, len(teams) if teams else None, num_replicas)
 
 
 def _is_first_of_attempt(session: Session, job: Standing) -> bool:

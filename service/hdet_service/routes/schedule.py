@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from hdet_service.examples import JOB, OVERRIDE
 from hdet_service.job_view import job_view
 from hdet_service.ownership import changeable, readable
 from hdet_service.paging import PageQuery, page_limit, page_start
+from hdet_service.problems import ServiceError
 from hdet_service.reading import QueryBool, body, optional_if_match, query, query_int, required_if_match
 from hdet_service.schemas import MAX_COUNT, AutoPatch, OverrideBody, RollbackBody, Strict
 
@@ -193,12 +195,22 @@ async def roll_back(
     who: Operator,
     given: Annotated[RollbackBody, Depends(body(RollbackBody))],
 ) -> Response:
-    """Schedule and checkpoint of that round; 409 where it has no checkpoint."""
-    controller = request.app.state.controller
+    """Schedule and checkpoint of that round; 409 where it has no checkpoint. It is kept until the next
+    rollback, since the run prunes its own until it has stopped."""
+    controller, storage = request.app.state.controller, request.app.state.storage
     job = await changeable(request, job_id, who)
-    await request.app.state.storage.checkpoint(job.storage_path, given.round)
-    job = await controller.jobs.rollback(job_id, given.round, who, given.reason)
-    return JSONResponse(job_view(job), status_code=202)
+    async with storage.rolling_back:
+        saved = await storage.checkpoint(job.storage_path, given.round)
+        is_new = await storage.pin(job.storage_path, saved)
+        try:
+            rolled_back = await controller.jobs.rollback(job_id, given.round, who, given.reason)
+        except ServiceError:
+            if is_new:
+                await storage.unpin(job.storage_path, saved)
+            raise
+        with contextlib.suppress(ServiceError):  # it is done; what stays goes with the next one
+            await storage.unpin_others(job.storage_path, saved)
+    return JSONResponse(job_view(rolled_back), status_code=202)
 
 
 @router.patch(

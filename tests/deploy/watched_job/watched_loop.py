@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import hdet_ray
-from hdet_ray.train.sampler import ResumableSampler
+from hdet_ray.data import ElasticSampler
 
 SAMPLES = 4096
 WIDTH = 16
@@ -37,7 +37,7 @@ def train(config: dict[str, Any]) -> None:
     )
     context = ray.train.get_context()
     data = TensorDataset(inputs, targets)
-    sampler = ResumableSampler(data, num_replicas=context.get_world_size(), rank=context.get_world_rank())
+    sampler = ElasticSampler(data, num_replicas=context.get_world_size(), rank=context.get_world_rank())
     loader = DataLoader(data, batch_size=16, sampler=sampler, generator=torch.Generator().manual_seed(0))
 
     step = hdet_ray.attach(scheduler, sampler=sampler)

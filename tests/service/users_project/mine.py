@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wavelength import WAVELENGTH  # out of a wheel in the package
 
 import hdet_ray
-from hdet_ray.train.sampler import ResumableSampler
+from hdet_ray.data import ElasticSampler
 
 SAMPLES = 4096
 WIDTH = 8
@@ -45,7 +45,7 @@ def train(config: dict[str, Any]) -> None:
     rank, data, network = context.get_world_rank(), build_data(), build_network()
     model = ray.train.torch.prepare_model(network)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    sampler = ResumableSampler(data, num_replicas=context.get_world_size(), rank=rank)
+    sampler = ElasticSampler(data, num_replicas=context.get_world_size(), rank=rank)
     loader = DataLoader(data, batch_size=16, sampler=sampler, generator=torch.Generator().manual_seed(0))
 
     def probe(k: int) -> Tensor:
