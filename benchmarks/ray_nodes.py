@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -38,6 +39,17 @@ class RayNodes:
     def stop(self, node: Any) -> None:
         """SIGTERM: the node says good-bye to the cluster and goes."""
         self._cluster.remove_node(node, allow_graceful=True)
+
+
+def cpu_s_of_idle_processes() -> float:
+    """CPU seconds that worker processes which wait for work have used so far: importing, mostly."""
+    total = 0.0
+    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+        command = process.info["cmdline"] or [""]
+        is_starting = any(word.endswith("default_worker.py") for word in command)
+        if is_starting or command[0].startswith("ray::IDLE"):
+            total += process.info["cpu_times"].user + process.info["cpu_times"].system
+    return total
 
 
 @contextmanager

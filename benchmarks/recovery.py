@@ -14,8 +14,9 @@ torch's `OneCycleLR` and a checkpoint as often; `ray_train_tuned_…`, the same 
 alone that `HDETTrainer` makes. Ours is to stay 30 % below the first and not above the second. All look for
 new nodes each second (Ray's default is a minute). `parts` says where the seconds go.
 
-Ours keeps processes warm, which takes some seconds after each start: a fault is made 15 s after the group's
-first step, 5 s for the others. `--quick`: ours alone, three cycles.
+A fault is made when the group has trained for some seconds and no waiting process is busy any more: ours
+keeps processes ready, which takes some seconds after each start (a fault before that costs a cold start).
+`--quick`: ours alone, three cycles.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from benchmarks.measure import print_table, summary, write_result
-from benchmarks.ray_nodes import RayNodes, ray_nodes
+from benchmarks.ray_nodes import RayNodes, cpu_s_of_idle_processes, ray_nodes
 from benchmarks.recovery_loops import Timeline, train_plainly, train_with_hdet
 from hdet_ray.train.elastic import recovery_settings
 from hdet_ray.train.settings import defaults_in_environment
@@ -54,6 +55,9 @@ COLLECTIVE_TIMEOUT_S = 60.0
 RESIZE_CHECK_S = 1.0
 _PATIENCE_S = 300.0
 _POLL_S = 0.1
+_LONGEST_SETTLE_S = 60.0
+_QUIET_CPU_S = 0.1
+"""In a second, of all processes that wait."""
 
 Line = dict[str, Any]
 
@@ -69,11 +73,11 @@ class Side:
     settings: Mapping[str, str]
     """Environment that it runs under."""
     settle_s: float
-    """Between a group's first step and the next fault."""
+    """Between a group's first step and the next fault, at least."""
 
 
 TUNED = recovery_settings(COLLECTIVE_TIMEOUT_S)
-OURS = Side(prefix="", loop=train_with_hdet, trainer=HDETTrainer, settings={}, settle_s=15.0)
+OURS = Side(prefix="", loop=train_with_hdet, trainer=HDETTrainer, settings={}, settle_s=8.0)
 TWINS = (
     Side(prefix="ray_train_", loop=train_plainly, trainer=TorchTrainer, settings={}, settle_s=5.0),
     Side(prefix="ray_train_tuned_", loop=train_plainly, trainer=TorchTrainer, settings=TUNED, settle_s=5.0),
@@ -90,6 +94,8 @@ class Recovery:
     """Of ``seconds``; they add up."""
     old_group_trains_s: float
     """For how long after the fault the group before it still did steps."""
+    warm: int
+    """Processes of the new group that had been started before the fault."""
 
 
 @dataclass(slots=True)
@@ -190,15 +196,28 @@ def measure(run: Watched, fault: str, act: Callable[[], float], world: int, sett
         lambda lines: first_step(lines, at_s, old, world if is_growth else None), f"step after {fault}"
     )
     whole = run.wait_for(lambda lines: first_step(lines, at_s, old, world), f"step of {world} workers")
-    time.sleep(max(0.0, whole["at_s"] + settle_s - time.time()))
+    settle(whole["at_s"] + settle_s)
     lines = run.lines()
+    entered = [line for line in lines if line["what"] == "entered" and at_s < line["at_s"] < new["at_s"]]
     old_steps = [line["at_s"] for line in lines if line["what"] == "step" and line["pid"] in old]
     return Recovery(
         fault=fault,
         seconds=new["at_s"] - at_s,
         parts=parts_of(lines, at_s, new),
         old_group_trains_s=max(0.0, max(old_steps) - at_s),
+        warm=sum(line["process_began_at_s"] < at_s for line in entered[-new["world"] :]),
     )
+
+
+def settle(until_s: float) -> None:
+    """Wait until then at least, and until no waiting process is busy."""
+    time.sleep(max(0.0, until_s - time.time()))
+    used_s, deadline = cpu_s_of_idle_processes(), time.monotonic() + _LONGEST_SETTLE_S
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        before_s, used_s = used_s, cpu_s_of_idle_processes()
+        if abs(used_s - before_s) < _QUIET_CPU_S:
+            return
 
 
 def parts_of(lines: list[Line], at_s: float, new: Line) -> dict[str, float]:
@@ -270,11 +289,13 @@ def measure_all(blocks: list[list[tuple[Side, int]]], folder: Path) -> dict[str,
                 out = folder / f"{number}-{side.prefix or 'ours'}"
                 with running(side, out) as run:
                     begun = run.wait_for(lambda lines: first_step(lines, 0, set(), 4), "the first step")
-                    time.sleep(max(0.0, begun["at_s"] + side.settle_s - time.time()))
+                    settle(begun["at_s"] + side.settle_s)
                     for _ in range(cycles):
                         found = cycle(run, nodes, taken, side.settle_s)
                         recoveries.setdefault(side.prefix, []).extend(found)
-                        told = "  ".join(f"{each.fault} {each.seconds:.1f}" for each in found)
+                        told = "  ".join(
+                            f"{each.fault} {each.seconds:.1f} ({each.warm} warm)" for each in found
+                        )
                         print(f"{side.prefix or 'ours'}: {told}", flush=True)
     return recoveries
 
@@ -292,6 +313,7 @@ def figures(recoveries: Mapping[str, list[Recovery]]) -> dict[str, Any]:
                 "values_s": [round(each.seconds, 3) for each in found],
                 "parts_s": {part: statistics.median(each.parts[part] for each in found) for part in PARTS},
                 "old_group_trains_s": statistics.median(each.old_group_trains_s for each in found),
+                "warm_processes": [each.warm for each in found],
             }
     return payload | {"details": details}
 

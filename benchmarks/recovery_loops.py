@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import ray.train.torch
 import torch
@@ -135,7 +136,8 @@ def _entered(config: dict[str, Any]) -> tuple[Lines, int]:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     lines = Lines(config["out"], "worker")
-    lines.write("entered", rank=rank, world=context.get_world_size(), node=context.get_node_rank())
+    began_at_s = psutil.Process().create_time()
+    lines.write("entered", rank=rank, world=context.get_world_size(), process_began_at_s=began_at_s)
     return lines, rank
 
 

@@ -34,7 +34,7 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "ray":
+        if (error.name or "").partition(".")[0] != "ray":
             raise
         from hdet_ray.exceptions import MissingExtraError
 

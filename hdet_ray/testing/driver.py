@@ -6,9 +6,11 @@ book that the workers' injector keeps, and does there what is due.
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -40,14 +42,15 @@ class ClusterNodes:
     def __init__(self, cluster: Any, **node_args: Any) -> None:
         self._cluster = cluster
         self._node_args = node_args
-        self._nodes = sorted(cluster.worker_nodes, key=lambda node: str(node.node_id))
+        self._nodes = sorted(cluster.worker_nodes, key=_raylet_pid)  # a set, in no order of its own
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def add(self, num_cpus: int) -> None:
-        """A node more, ready to take workers."""
-        self._nodes.append(self._cluster.add_node(num_cpus=num_cpus, **self._node_args))
+        """A node more, ready to take workers; in whichever thread."""
+        with _handlers_left_alone():
+            self._nodes.append(self._cluster.add_node(num_cpus=num_cpus, **self._node_args))
 
     def remove(self, number: int, *, is_graceful: bool) -> None:
         """One less.
@@ -59,6 +62,27 @@ class ClusterNodes:
             raise ConfigError("there is no node left to remove; add one before, by AddNode or add()")
         node = self._nodes.pop(number % len(self._nodes))
         self._cluster.remove_node(node, allow_graceful=is_graceful)
+
+
+def _raylet_pid(node: Any) -> int:
+    """Grows from one node to the next that is started on a machine."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+@contextmanager
+def _handlers_left_alone() -> Iterator[None]:
+    """Each node that Ray starts sets a handler of SIGTERM for this process, which only its main thread may;
+    elsewhere that of the nodes before it stays."""
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    utils: Any = importlib.import_module("ray._private.utils")
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
 
 
 class DriverFaults:

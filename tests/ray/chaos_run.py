@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from hdet_ray.testing import DriverFaults, Fault, faults_to_json, newest_progress
+from hdet_ray.testing import ClusterNodes, DriverFaults, Fault, faults_to_json, newest_progress
 from hdet_service.head import free_ports
 from tests.ray.elastic_cluster import ElasticCluster
 from tests.service.live import Live, wait_for
@@ -38,18 +38,16 @@ _END_S = 3000.0
 class FlappingNodes:
     """Nodes of one CPU; one that is taken away comes back after a while, as a node that flaps."""
 
-    def __init__(self, cluster: ElasticCluster, away_s: float) -> None:
-        self._cluster, self._away_s = cluster, away_s
-        self._nodes = [cluster.add(1) for _ in range(NUM_NODES)]
+    def __init__(self, nodes: ClusterNodes, away_s: float) -> None:
+        self._nodes, self._away_s = nodes, away_s
 
     def add(self, num_cpus: int) -> None:
         """A node more."""
-        self._nodes.append(self._cluster.add(num_cpus))
+        self._nodes.add(num_cpus)
 
     def remove(self, number: int, *, is_graceful: bool) -> None:
         """Take one away and, in time, put another in its place."""
-        node = self._nodes.pop(number % len(self._nodes))
-        self._cluster.remove(node, gracefully=is_graceful)
+        self._nodes.remove(number, is_graceful=is_graceful)
         time.sleep(self._away_s)
         self.add(1)
 
@@ -170,7 +168,9 @@ def chaos(folder: Path, away_s: float = 3.0) -> Iterator[Chaos]:
     (dashboard_port,) = free_ports(1)
     try:
         with ElasticCluster(dashboard_port) as cluster:
-            nodes = FlappingNodes(cluster, away_s)
+            for _ in range(NUM_NODES):
+                cluster.add(1)
+            nodes = FlappingNodes(cluster.nodes(), away_s)
             service = Live(home, **SETTINGS)
             done = service.hdet("up", "--port", str(service.port), "--address", cluster.address)
             assert done.returncode == 0, done.stderr

@@ -14,6 +14,8 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+from hdet_ray.testing import ClusterNodes
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -70,6 +72,10 @@ class ElasticCluster:
     def add(self, num_cpus: int) -> Any:
         """A new node, ready."""
         return self._cluster.add_node(num_cpus=num_cpus, object_store_memory=100 << 20)
+
+    def nodes(self) -> ClusterNodes:
+        """The worker nodes that there are, for `hdet_ray.testing`."""
+        return ClusterNodes(self._cluster, object_store_memory=100 << 20)
 
     def announce_preemption(self, node: Any, in_s: float) -> None:
         """Say that a node will be taken away, as a cloud's notice does."""

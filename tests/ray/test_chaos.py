@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(3600)]
 SEED = int(os.environ.get("HDET_CHAOS_SEED", "8"))
 SCALE = os.environ.get("HDET_CHAOS_SCALE", "full")
 """``small``: a few faults, to try the test itself."""
-FULL_STEPS, SMALL_STEPS = 1600, 500
+FULL_STEPS, SMALL_STEPS = 2000, 500
 PACE_S = 0.05
 
 CONTROLLER, DRIVER = Own(name="kill_controller"), Own(name="kill_driver")
@@ -47,9 +47,9 @@ IN_SEARCH: dict[Act, int] = {Kill(): 1, Stop(): 1, SetNan(): 1, RemoveNode(): 1,
 AFTER_SEARCH: dict[Act, int] = {
     Kill(): 7,
     Stop(): 5,
-    SetNan(): 6,
+    SetNan(): 5,
     RemoveNode(): 5,
-    CONTROLLER: 7,
+    CONTROLLER: 9,
     DRIVER: 5,
 }
 SEARCH_STEPS = range(10, 118)
@@ -75,6 +75,7 @@ class Outcome:
     """All that is known of the disturbed run, and the loss of its calm twin."""
 
     job: dict[str, Any]
+    wall_s: float
     rounds: list[dict[str, Any]]
     happened: list[Happened]
     accounts: Accounts
@@ -90,18 +91,20 @@ def final_loss(chaos: Chaos, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("chaos")
     faults, total_steps = drawn()
     with chaos(folder) as running:
         service = running.service
         calm = running.submit("calm", total_steps, 0.0)
         assert service.wait_end(calm)["state"] == "SUCCEEDED", service.describe(calm)
+        began_s = time.monotonic()
         job_id = running.submit("chaos", total_steps, PACE_S, faults)
         job, accepted = running.endure(job_id, "chaos", faults)
         assert job["state"] == "SUCCEEDED", service.describe(job_id)
-        yield Outcome(
+        found = Outcome(
             job=job,
+            wall_s=time.monotonic() - began_s,
             rounds=history(service, job_id),
             happened=read_happened(folder / "chaos" / "faults"),
             accounts=count(read_lines(folder / "chaos")),
@@ -111,6 +114,32 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             calm_test_loss=final_loss(running, "calm"),
             calm_rounds=history(service, calm),
         )
+    (folder / "rounds.json").write_text(json.dumps({"rounds": found.rounds, "accepted": accepted}))
+    (folder / "summary.json").write_text(json.dumps(summary(found), indent=1))
+    print(json.dumps(summary(found)))
+    return found
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """The run in figures, for the record."""
+    accounts = outcome.accounts
+    return {
+        "wall_s": round(outcome.wall_s, 1),
+        "faults": dict(Counter(map(_kind, outcome.happened))),
+        "in_search": sum(each.step < _search_steps(outcome) for each in outcome.happened),
+        "test_loss": outcome.test_loss,
+        "calm_test_loss": outcome.calm_test_loss,
+        "peak": [rounds[-2]["plan"]["peak"]["lr"] for rounds in (outcome.rounds, outcome.calm_rounds)],
+        "rounds": len(outcome.rounds),
+        "calm_rounds": len(outcome.calm_rounds),
+        "attempts": sorted({item["attempt"] for item in outcome.rounds}),
+        "ranks": dict(Counter(len(lines) for lines in accounts.chain)),
+        "repeats": dict(Counter(accounts.repeats)),
+        "samples": sum(map(sum, accounts.per_round().values())),
+        "samples_repeated": accounts.num_repeated,
+        "overrides": len(outcome.accepted),
+        "job": {key: outcome.job.get(key) for key in ("attempt", "submission", "state")},
+    }
 
 
 def test_every_fault_happened_once(outcome: Outcome) -> None:

@@ -71,6 +71,7 @@ def fit(out: Path, num_workers: Any, stop: int, kill: list[int] | None = None, *
     ).fit()
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_goes_on_with_other_numbers_of_ranks_takes_every_row_once(tmp_path: Path) -> None:
     fit(tmp_path, 2, stop=18, kill=[1, 10])  # the first epoch ends at step 13
     fit(tmp_path, 3, stop=27)

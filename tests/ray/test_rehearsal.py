@@ -37,20 +37,6 @@ EQUAL = Fixed(alpha=0.0, sync_every=ROUND_STEPS)
 """Replicas that are equal bit for bit at every step."""
 
 
-class _OneNode:
-    """A node that goes and comes."""
-
-    def __init__(self, cluster: ElasticCluster) -> None:
-        self._cluster = cluster
-        self._node = cluster.add(1)
-
-    def add(self, num_cpus: int) -> None:
-        self._cluster.add(num_cpus)
-
-    def remove(self, number: int, *, is_graceful: bool) -> None:
-        self._cluster.remove(self._node, gracefully=is_graceful)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ElasticCluster]:
     with ElasticCluster() as cluster:
@@ -95,8 +81,12 @@ def test_what_a_run_can_bear_starts_no_group_again(cluster: ElasticCluster, tmp_
 
 
 def test_nodes_go_and_come_at_the_steps_that_were_drawn(cluster: ElasticCluster, tmp_path: Path) -> None:
-    nodes = _OneNode(cluster)
-    faults = [Fault(act=RemoveNode(), at_step=HARMED_STEP), Fault(act=AddNode(), at_step=HARMED_STEP + 20)]
+    cluster.add(1)
+    nodes = cluster.nodes()
+    faults = [
+        Fault(act=RemoveNode(), rank=1, at_step=HARMED_STEP),
+        Fault(act=AddNode(), at_step=HARMED_STEP + 20),
+    ]
     with DriverFaults(faults, tmp_path / "faults", nodes=nodes):
         run = ElasticRun(tmp_path, (1, 3), {"faults": faults})
         run.wait_for_rounds(3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +62,11 @@ def metric(service: Live, job_id: str, name: str, labels: str = "") -> float:
     return next(float(line.removeprefix(wanted)) for line in lines if line.startswith(wanted))
 
 
-def test_replicas_go_and_come_back_and_the_service_says_so_all_along(tmp_path: Path) -> None:
+def test_replicas_go_and_come_back_and_the_service_says_so_all_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A driver's `python` is what the cluster's nodes find: as in a pod, the one that all is installed for.
+    monkeypatch.setenv("PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
     (dashboard_port,) = free_ports(1)
     with ElasticCluster(dashboard_port) as cluster, joined_service(cluster.address) as service:
         nodes = [cluster.add(num_cpus=1) for _ in range(3)]
