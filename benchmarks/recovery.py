@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -277,9 +277,10 @@ def cycle(run: Watched, nodes: RayNodes, taken: list[Any], settle_s: float) -> l
     ]
 
 
-def measure_all(blocks: list[list[tuple[Side, int]]], folder: Path) -> dict[str, list[Recovery]]:
-    """Recoveries by prefix. Each block is a turn of the sides, with a number of cycles each."""
-    recoveries: dict[str, list[Recovery]] = {}
+def measure_all(
+    blocks: list[list[tuple[Side, int]]], folder: Path, recoveries: dict[str, list[Recovery]]
+) -> None:
+    """Add what is measured to ``recoveries``, by prefix. A block is a turn of the sides and their cycles."""
     with ray_nodes() as nodes:
         for _ in range(2):
             nodes.add()  # these stay
@@ -297,7 +298,6 @@ def measure_all(blocks: list[list[tuple[Side, int]]], folder: Path) -> dict[str,
                             f"{each.fault} {each.seconds:.1f} ({each.warm} warm)" for each in found
                         )
                         print(f"{side.prefix or 'ours'}: {told}", flush=True)
-    return recoveries
 
 
 def figures(recoveries: Mapping[str, list[Recovery]]) -> dict[str, Any]:
@@ -340,6 +340,10 @@ def print_figures(payload: Mapping[str, Any], prefixes: list[str]) -> None:
     print_table("where they go, medians", ["", *PARTS, "old group trains"], rows)
 
 
+def _ours_first(turn: tuple[Side, int]) -> bool:
+    return turn[0] is not OURS
+
+
 def main() -> None:
     """Measure, print tables, write JSON."""
     parser = argparse.ArgumentParser(
@@ -354,11 +358,17 @@ def main() -> None:
     if arguments.quick or arguments.cycles:
         blocks = [[(OURS, arguments.cycles or 3)]]
     else:
-        blocks = [[(side, cycles) for side in (OURS, *TWINS)] for cycles in (3, 2)]
+        blocks = [[(side, cycles) for side in (*TWINS, OURS)] for cycles in (2, 2, 1)]
 
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hb-")))
-        recoveries = measure_all(blocks, folder)
+    recoveries: dict[str, list[Recovery]] = {}
+    try:
+        with tempfile.TemporaryDirectory(prefix="hb-", ignore_cleanup_errors=True) as folder:
+            measure_all(blocks, Path(folder), recoveries)
+    except KeyboardInterrupt:
+        if recoveries.keys() != {side.prefix for side, _ in blocks[0]}:
+            raise
+        print("cut short: what was measured until now")
+    recoveries = {side.prefix: recoveries[side.prefix] for side, _ in sorted(blocks[0], key=_ours_first)}
     payload: dict[str, Any] = {
         "bounds": {"of_ray_train": SHARE_OF_DEFAULTS, "of_ray_train_tuned": SHARE_OF_TUNED},
         "tuned_settings": TUNED,

@@ -11,6 +11,7 @@ trains, and what comes in the same moment costs one restart.
 
 from __future__ import annotations
 
+import copy
 import logging
 import socket
 import threading
@@ -37,8 +38,8 @@ Address = tuple[str, int]
 _CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 1.0
 _MOST_AT_ONCE = 32
-WARM_UP_S = 5.0
-"""What a process takes to start and to import torch, on a node that has nothing else to do."""
+WARM_UP_S = 8.0
+"""What processes take to start and to import torch; the group trains meanwhile, so more costs little."""
 _LONGEST_WARM_UPS = 4
 """Nodes that keep coming hold up those that are there for so many warm-ups at most."""
 
@@ -59,6 +60,17 @@ class FreshScalingPolicy(ElasticScalingPolicy):
         """Of the group that runs; empty while there is none."""
         self._came_at: dict[str, float] = {}
         """When nodes that the group could grow onto were first seen, in monotonic seconds."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nodes in the name of the run, not of this start of it.
+
+        A driver that was killed leaves its request behind, and the coordinator keeps nodes free for it for
+        three minutes; under one name its successor takes it over.
+        """
+        config = train_run_context.run_config
+        named = copy.copy(train_run_context)
+        object.__setattr__(named, "run_id", f"{config.storage_path}/{config.name}")  # it is frozen
+        super().after_controller_start(named)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._workers = []

@@ -85,11 +85,13 @@ def trains(job: Job, message: str, replicas: int) -> Step | None:
     if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
         return None
     if 0 < replicas < wanted:
-        before = Reason(job.reason)
+        before, said = Reason(job.reason), f"{replicas} of {wanted} replicas train."
+        if state is State.DEGRADED and job.message.startswith(said):
+            return None  # the group's first report says what its beginning has said
         return Step(
             state=State.DEGRADED,
             reason=before if before in _LOSSES else Reason.RESIZING,
-            message=f"{replicas} of {wanted} replicas train. {message}",
+            message=f"{said} {message}",
             replicas=replicas,
         )
     if state is State.RUNNING:

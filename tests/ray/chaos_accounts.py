@@ -58,7 +58,9 @@ def count(lines: list[Line]) -> Accounts:
     for line in lines:
         by_step[line["step"]][line["began_s"]].append(line)
     chain = []
-    for step in range(max(by_step) + 1):
+    # An incarnation may be stopped before it has come as far as the one whose work it took over.
+    furthest = max((line["began_s"], line["step"]) for line in lines)[1]
+    for step in range(furthest + 1):
         newest = by_step[step][max(by_step[step])]
         assert len(newest) == newest[0]["num_ranks"], f"step {step} counts, but not all ranks trained it"
         chain.append(tuple(sorted(newest, key=lambda line: line["rank"])))

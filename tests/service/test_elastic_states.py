@@ -48,6 +48,10 @@ def test_a_lost_replica_degrades_until_all_are_back(driven: Driven) -> None:
     driven.open(job_id, attempt=2, num_replicas=2)
     assert driven.state(job_id) == ("DEGRADED", "ReplicaLost")
     assert driven.job(job_id).message.startswith("2 of 3 replicas train.")
+    transitions = driven.transitions(job_id)
+    driven.run(driven.controller.supervision.reported({"job": job_id, "attempt": 2}))
+    assert driven.transitions(job_id) == transitions, "its first report says nothing new"
+    assert driven.job(job_id).replicas_present == 2
     tell(driven, job_id, "resizing", workers=3)
     assert driven.state(job_id) == ("DEGRADED", "Resizing")
     assert "3 replicas" in driven.job(job_id).message

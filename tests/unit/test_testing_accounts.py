@@ -43,3 +43,10 @@ def test_a_group_that_begins_too_late_leaves_a_hole() -> None:
 def test_a_group_that_begins_too_early_doubles() -> None:
     accounts = count(lines_of(1.0, range(4), 2, 0) + lines_of(2.0, range(4, 6), 2, 6))
     assert accounts.per_epoch()[0].most_common(2) == [(6, 2), (7, 2)]
+
+
+def test_what_was_left_behind_and_not_reached_again_does_not_count() -> None:
+    accounts = count(lines_of(1.0, range(10), 2, 0) + lines_of(2.0, range(4, 6), 2, 8))
+    assert len(accounts.chain) == 6
+    assert accounts.num_repeated == 12
+    assert sorted(accounts.per_epoch()[0]) == list(range(12))
