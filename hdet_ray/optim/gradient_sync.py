@@ -18,8 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.optim.gradient_flags import GradientFlags
 
-_OWNER = "_hdet_team_sync"
-"""Where a DDP module keeps who switches its teams: it has room for one."""
+_IS_TAKEN = "_hdet_switches_teams"
+"""Marks a DDP module whose teams are switched already: it has room for one."""
 
 
 class TeamSync:
@@ -45,7 +45,7 @@ class TeamSync:
         self._syncs_buffers = bool(getattr(ddp, buffer_switch(ddp)))
         self._flags = GradientFlags()
         self._bucket_watch: RemovableHandle | None = None
-        vars(ddp)[_OWNER] = self
+        vars(ddp)[_IS_TAKEN] = True
         _last_ready(ddp).register_post_accumulate_grad_hook(self._flags.note_gradient_of)
 
     def use(self, group: dist.ProcessGroup | None, size: int, *, is_whole_world: bool) -> None:
@@ -141,7 +141,7 @@ def _require_ddp(model: nn.Module) -> DistributedDataParallel:
 
 
 def _require_free(model: DistributedDataParallel) -> None:
-    if _OWNER in vars(model):
+    if _IS_TAKEN in vars(model):
         raise ConfigError(
             "model already belongs to another scheduler of this library; a model has room for one: wrap the "
             "module in a new DistributedDataParallel"

@@ -29,7 +29,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
-from hdet_ray.train.warm import prestart_like
+from hdet_ray.train.warm import prestart_like, raylets
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +161,7 @@ def addresses_of(nodes: Collection[str]) -> dict[str, Address]:
     """Where the raylets of these nodes listen; of those that Ray calls alive."""
     if not nodes:
         return {}
-    return {
-        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] in nodes
-    }
+    return {node: address for node, address in raylets().items() if node in nodes}
 
 
 def unreachable(

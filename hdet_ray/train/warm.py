@@ -91,7 +91,7 @@ class WarmWorkers(WorkerGroupCallback):
             self._timer.cancel()
 
     def _fill(self, wanted: Mapping[str, int], environment: str, job: str) -> None:
-        addresses = _raylets()
+        addresses = raylets()
         for node, count in wanted.items():
             missing = count - self._spare[node]
             if missing <= 0 or node not in addresses:
@@ -114,16 +114,16 @@ def prestart_like(worker: Any, node: str, count: int) -> None:
     """
     try:
         environment, job = ray.get(worker.execute_async(_own_environment), timeout=_CALL_TIMEOUT_S)
-        prestart(_raylets()[node], count, environment, job)
+        prestart(raylets()[node], count, environment, job)
     except Exception as error:  # as above: a saving and no more
         logger.warning("no warm workers: node=%s error=%s", node, error)
 
 
-def prestart(address: str, count: int, environment: str, job: str) -> None:
+def prestart(address: tuple[str, int], count: int, environment: str, job: str) -> None:
     """Ask a node to start worker processes for later.
 
     Args:
-        address: ``host:port`` of its raylet.
+        address: Host and port of its raylet.
         count: How many.
         environment: The serialized runtime environment that they are for.
         job: Ray's id of the job, in hexadecimal.
@@ -134,7 +134,7 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
     from ray.core.generated import node_manager_pb2 as messages
     from ray.runtime_env import RuntimeEnv
 
-    channel = init_grpc_channel(address)
+    channel = init_grpc_channel("{}:{}".format(*address))
     try:
         stub: Any = node_manager_pb2_grpc.NodeManagerServiceStub(channel)  # type: ignore[no-untyped-call]
         info = get_runtime_env_info(RuntimeEnv.deserialize(environment))
@@ -150,13 +150,13 @@ def prestart(address: str, count: int, environment: str, job: str) -> None:
         stub.PrestartWorkers(request, timeout=_CALL_TIMEOUT_S)
     finally:
         channel.close()
-    logger.info("warm workers: address=%s count=%d driver_pid=%d", address, count, os.getpid())
+    logger.info("warm workers: address=%s:%d count=%d driver_pid=%d", *address, count, os.getpid())
 
 
-def _raylets() -> dict[str, str]:
-    """``host:port`` of the raylet of each node that is alive."""
+def raylets() -> dict[str, tuple[str, int]]:
+    """Host and port of the raylet of each node that Ray calls alive."""
     return {
-        node["NodeID"]: f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
