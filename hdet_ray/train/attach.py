@@ -49,6 +49,7 @@ def attach(
     *,
     sampler: Stateful | None = None,
     checkpoint_every_rounds: int | None = None,
+    checkpoint_sync: bool | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> int:
     """Tie a scheduler to the Ray Train run that this worker belongs to. Every worker calls it, once.
@@ -62,8 +63,9 @@ def attach(
         sampler: Its position is saved per rank (`hdet_ray.data.ElasticSampler`, a shard of
             `hdet_ray.data.get_dataset_shard`, torchdata's StatefulDataLoader, …). Where it counts in
             ``samples_taken``, as those of `hdet_ray.data` do, reports tell the samples of each round.
-        checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1. While Ray
-            is still busy with the one before, a checkpoint is left out.
+        checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1.
+        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, as HDETTrainer says
+            it; None takes HDETTrainer's, or False. Where the loop reports checkpoints, those say it.
         extra: Further objects to save and restore by name, the same on every rank (an EMA of weights). The
             scheduler's ``grad_scaler`` is among them by itself.
 
@@ -81,7 +83,7 @@ def attach(
         CheckpointError: The run has checkpoints but none is usable, or they are of another model.
     """
     scheduler.collective.agree(_problem(scheduler, sampler, checkpoint_every_rounds, extra or {}))
-    bridge = bridge_reports(checkpoint_every_rounds)
+    bridge = bridge_reports(checkpoint_every_rounds, checkpoint_sync)
     if bridge.is_attached:
         raise ConfigError(
             "attach() was called twice in this worker; a run has one schedule, so fit another run for another"
@@ -197,7 +199,7 @@ class _Attachment:
             return
         self._rounds_unsaved = 0
         staged = self._save(event, notes) if self.collective.rank == writer else None
-        if is_paused:
+        if is_paused or (self.bridge.checkpoint_sync and not reporters):
             self.bridge.publish_whole(staged)
         elif not reporters:
             self.bridge.publish(staged)

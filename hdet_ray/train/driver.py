@@ -155,7 +155,9 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
         loop,
         train_loop_config=dict(spec.get("config") or {}),
         ranks_per_replica=ranks_per_replica,
+        collective_timeout_s=float(spec["collective_timeout_s"]),
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
+        checkpoint_sync=bool(checkpoint["sync"]),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # typed for Ray's old API

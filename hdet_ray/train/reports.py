@@ -67,6 +67,8 @@ class ReportBridge:
 
     def __init__(self, utils: TrainFnUtils, checkpoint_every_rounds: int) -> None:
         self.checkpoint_every_rounds = checkpoint_every_rounds
+        self.checkpoint_sync = False
+        """Rounds begin when the checkpoint before them is stored and Ray knows it."""
         self.digest_every_rounds: int | None = None
         """Rounds between comparisons of parameters across replicas; None compares nothing."""
         self.liveness: Liveness | None = None
@@ -92,7 +94,7 @@ class ReportBridge:
 
     @property
     def is_behind(self) -> bool:
-        """A checkpoint of ours waits in this rank's line: Ray takes about one report every two seconds."""
+        """A checkpoint of ours waits in this rank's line: Ray takes a report each time it polls."""
         newest = self._newest_upload()
         return newest is not None and not newest.has_started
 
@@ -203,11 +205,14 @@ class ReportBridge:
         )
 
 
-def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
+def bridge_reports(
+    checkpoint_every_rounds: int | None = None, checkpoint_sync: bool | None = None
+) -> ReportBridge:
     """This worker's bridge; the first call in a worker builds it.
 
     Args:
         checkpoint_every_rounds: Replaces what the bridge was built with; None leaves it (1 at first).
+        checkpoint_sync: The same; False at first.
 
     Raises:
         ConfigError: Not inside a Ray Train worker.
@@ -231,6 +236,8 @@ def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
         )
     elif checkpoint_every_rounds is not None:
         bridge.checkpoint_every_rounds = checkpoint_every_rounds
+    if checkpoint_sync is not None:
+        bridge.checkpoint_sync = checkpoint_sync
     return bridge
 
 

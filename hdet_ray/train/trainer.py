@@ -46,6 +46,10 @@ class HDETTrainer(TorchTrainer):
         collective_timeout_s: Seconds after which a collective fails, unless ``torch_config`` has its own. A
             rank that is stopped or cut off is named, and the group restarted, after half of it.
         checkpoint_every_rounds: Rounds between checkpoints; the last round is always saved.
+        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, which takes a second
+            or so and the writing. A fault then repeats ``checkpoint_every_rounds`` rounds at most. Otherwise
+            a checkpoint is written while the next round trains, and left out while Ray is still busy with the
+            one before.
         checkpoint_keep: Newest checkpoints that Ray keeps, unless ``RunConfig.checkpoint_config`` says
             how many or by which score; None keeps all, as Ray does.
         digest_every_rounds: Rounds between comparisons of all parameters across replicas, bit for bit; None
@@ -67,6 +71,7 @@ class HDETTrainer(TorchTrainer):
         ranks_per_replica: int = 1,
         collective_timeout_s: float = 60,
         checkpoint_every_rounds: int = 1,
+        checkpoint_sync: bool = False,
         checkpoint_keep: int | None = 3,
         digest_every_rounds: int | None = 10,
         keeps_warm_workers: bool = True,
@@ -96,6 +101,7 @@ class HDETTrainer(TorchTrainer):
                     ranks_per_replica=ranks_per_replica,
                     collective_timeout_s=collective_timeout_s,
                     checkpoint_every_rounds=checkpoint_every_rounds,
+                    checkpoint_sync=checkpoint_sync,
                     digest_every_rounds=digest_every_rounds,
                 ),
             ),

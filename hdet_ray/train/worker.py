@@ -42,6 +42,7 @@ class WorkerSettings:
     ranks_per_replica: int
     collective_timeout_s: float
     checkpoint_every_rounds: int
+    checkpoint_sync: bool
     digest_every_rounds: int | None
 
 
@@ -57,7 +58,7 @@ def within_session(user_loop: TrainLoop, settings: WorkerSettings) -> TrainLoop:
                 _idle(place)
                 return None
             _lead_surplus(place, stack)
-            bridge = bridge_reports(settings.checkpoint_every_rounds)
+            bridge = bridge_reports(settings.checkpoint_every_rounds, settings.checkpoint_sync)
             bridge.digest_every_rounds = settings.digest_every_rounds
             return _run(user_loop, config, settings, bridge, liveness)
 
