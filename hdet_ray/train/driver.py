@@ -146,8 +146,10 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
     gpus = float(replicas["gpus_per_rank"])
     resources = {"CPU": float(replicas["cpus_per_rank"])} | ({"GPU": gpus} if gpus else {})
     num_workers = _num_workers(replicas)
+    losses = LossNotes(notes)
     standing = StandingNotes(
         notes,
+        losses,
         min_workers=num_workers if isinstance(num_workers, int) else num_workers[0],
         per_worker=resources,
     )
@@ -169,7 +171,7 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
             name=job.job,
             storage_path=job.storage_path,
             failure_config=FailureConfig(max_failures=int(spec["max_failures"])),
-            callbacks=[LossNotes(notes), standing],  # type: ignore[list-item]  # typed for Ray's old API
+            callbacks=[losses, standing],  # type: ignore[list-item]  # typed for Ray's old API
         ),
     )
 

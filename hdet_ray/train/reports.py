@@ -79,6 +79,8 @@ class ReportBridge:
         """Newest metrics that the user's loop reported on this rank."""
         self.user_reports_checkpoints = False
         """The user's loop has reported a checkpoint on this rank."""
+        self.user_may_report_checkpoints = False
+        """It did on this rank before the run was started again."""
         self.own_metrics: dict[str, Any] = {}
         """``hdet/…``, as of the newest boundary."""
         self.saves_checkpoints = utils.is_distributed()
@@ -117,8 +119,8 @@ class ReportBridge:
         for act in self.on_close:
             act()
 
-    def stage(self, staged: StagedCheckpoint) -> None:
-        """Keep a checkpoint for the user's next ones to carry."""
+    def stage(self, staged: StagedCheckpoint | None) -> None:
+        """Keep a checkpoint for the user's next ones to carry; None on ranks whose ones carry none."""
         self._staged = staged
 
     def publish(self, staged: StagedCheckpoint | None) -> None:
@@ -178,7 +180,7 @@ class ReportBridge:
 
         Where the user reports checkpoints, the newest one's files go along: the run resumes from this one.
         """
-        if staged is not None and self.user_reports_checkpoints:
+        if staged is not None and (self.user_reports_checkpoints or self.user_may_report_checkpoints):
             staged.user_files = self._get_newest()
         self.publish(staged)
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)

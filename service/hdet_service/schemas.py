@@ -187,7 +187,7 @@ class JobSpec(Strict):
     hdet: ControllerSettings | None = None
     """In place of the controller that the entrypoint's own scheduler names."""
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
-    collective_timeout_s: float = Field(default=60, gt=0, le=86_400)
+    collective_timeout_s: float = Field(default=60, ge=10, le=86_400)
     """Above what a rank computes between two collectives; one silent for half of it counts as lost."""
     max_failures: int = Field(default=3, ge=0, le=1000)
     """Failures after which the job is started again."""
