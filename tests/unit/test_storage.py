@@ -74,6 +74,7 @@ def test_an_uploaded_checkpoint_comes_back_whole(place: Place, tmp_path: Path) -
     place.put(9)
     path = place.put(10)
     back = tmp_path / "back"
+    back.mkdir()
     pafs.copy_files(path, str(back), source_filesystem=place.filesystem)
     assert float(load(back).weights["weight"][0, 0]) == 10.0
 
