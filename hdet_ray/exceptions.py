@@ -46,6 +46,10 @@ class CheckpointError(HDETError, RuntimeError):
     """A checkpoint is incomplete, of a newer version, or of another model or optimizer."""
 
 
+class RestoreError(HDETError, RuntimeError):
+    """A rank can't read a checkpoint that rank 0 has just found complete: worth another try."""
+
+
 class LedgerError(HDETError, ValueError):
     """A ledger line can't be read, is missing, or doesn't follow from the lines before it."""
 

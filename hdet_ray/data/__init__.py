@@ -3,9 +3,9 @@
 A position here is counted in what all ranks together have taken, so it means the same at any world size.
 The ranks are those of the loop's process group: N replicas of g ranks are N * g ranks, and each takes a share
 of its own. After a restart a run takes again what it took since the newest complete checkpoint:
-``checkpoint_every_rounds`` rounds, what was begun of the next one, and what ended while that checkpoint was
-being stored. Else it repeats and skips nothing. A search round's samples count as any others: its weights
-are put back, its data is not.
+``checkpoint_every_rounds`` rounds at most, and without ``checkpoint_sync`` what was trained while that
+checkpoint was being stored. Else it repeats and skips nothing. A search round's samples count as any others:
+its weights are put back, its data is not.
 """
 
 from __future__ import annotations

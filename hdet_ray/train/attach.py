@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 import posixpath
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode
 from torch import nn
 
-from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RunPaused
+from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RestoreError, RunPaused
+from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import LocalControl
 from hdet_ray.optim.rounds import BoundaryEvent
 from hdet_ray.optim.stepping import ReplicaScheduler
@@ -49,6 +51,7 @@ def attach(
     *,
     sampler: Stateful | None = None,
     checkpoint_every_rounds: int | None = None,
+    checkpoint_sync: bool | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> int:
     """Tie a scheduler to the Ray Train run that this worker belongs to. Every worker calls it, once.
@@ -62,8 +65,9 @@ def attach(
         sampler: Its position is saved per rank (`hdet_ray.data.ElasticSampler`, a shard of
             `hdet_ray.data.get_dataset_shard`, torchdata's StatefulDataLoader, …). Where it counts in
             ``samples_taken``, as those of `hdet_ray.data` do, reports tell the samples of each round.
-        checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1. While Ray
-            is still busy with the one before, a checkpoint is left out.
+        checkpoint_every_rounds: Rounds between checkpoints; None takes HDETTrainer's, or 1.
+        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, as HDETTrainer says
+            it; None takes HDETTrainer's, or False. Where the loop reports checkpoints, those say it.
         extra: Further objects to save and restore by name, the same on every rank (an EMA of weights). The
             scheduler's ``grad_scaler`` is among them by itself.
 
@@ -76,12 +80,14 @@ def attach(
 
     Raises:
         ConfigError: Not in a Ray Train worker, a second call, a scheduler without a model, an object
-            without a state_dict, ``checkpoint_every_rounds`` below 1, or a storage that not all nodes see;
-            on every rank.
+            without a state_dict, ``checkpoint_every_rounds`` below 1, or another one than on other ranks, or
+            a storage that not all nodes see; on every rank.
         CheckpointError: The run has checkpoints but none is usable, or they are of another model.
+        RestoreError: This rank could not read the checkpoint that rank 0 has found complete.
     """
     scheduler.collective.agree(_problem(scheduler, sampler, checkpoint_every_rounds, extra or {}))
-    bridge = bridge_reports(checkpoint_every_rounds)
+    _require_equal(scheduler.collective, checkpoint_every_rounds, checkpoint_sync)
+    bridge = bridge_reports(checkpoint_every_rounds, checkpoint_sync)
     if bridge.is_attached:
         raise ConfigError(
             "attach() was called twice in this worker; a run has one schedule, so fit another run for another"
@@ -117,7 +123,8 @@ class _RankNote:
     sampler: dict[str, Any] | None
     optimizer: dict[str, Any] | None
     """Its state, where replicas keep their own."""
-    reports_checkpoints: bool
+    may_report_checkpoints: bool
+    has_reported_checkpoints: bool
     is_behind: bool
 
 
@@ -159,12 +166,15 @@ class _Attachment:
         mine, problem = self._find() if self.collective.rank == 0 else (None, None)
         self.collective.agree(problem)
         found: _Found = self.collective.broadcast_object(mine)
-        self.bridge.user_reports_checkpoints = found.has_user_files
         if found.ours is None:
             return
         with found.ours.as_directory() as folder:
-            self._restore(load(folder))
-            if found.has_user_files and self.collective.rank == 0:
+            loaded = self._load(folder)
+            self._restore(loaded)
+            if found.has_user_files:
+                reporters = _reporters(loaded, self.collective.world_size)
+                self.bridge.user_may_report_checkpoints = self.collective.rank in reporters
+            if found.has_user_files and self.collective.rank == min(reporters):
                 # The user's next checkpoint may come before our next boundary.
                 staged = self.bridge.new_staged()
                 shutil.copytree(folder, staged.folder, dirs_exist_ok=True)
@@ -187,21 +197,25 @@ class _Attachment:
             optimizer=None
             if self.scheduler.averages_optimizer_state
             else self.scheduler.optimizer.state_dict()["state"],
-            reports_checkpoints=self.bridge.user_reports_checkpoints,
+            may_report_checkpoints=self.bridge.user_may_report_checkpoints,
+            has_reported_checkpoints=self.bridge.user_reports_checkpoints,
             is_behind=self.bridge.is_behind,
         )
         notes = self.collective.gather_objects(note)
-        reporters = [rank for rank, other in enumerate(notes) if other.reports_checkpoints]
+        reporters = _ranks_where(note.has_reported_checkpoints for note in notes)
+        reporters = reporters or _ranks_where(note.may_report_checkpoints for note in notes)
         writer = reporters[0] if reporters else 0
-        if notes[writer].is_behind and not (event.is_last or is_paused):
+        # A round that waits: the run leaves the loop, a node is about to go, or it was asked for.
+        waits = is_paused or (not reporters and (event.directive is not None or self.bridge.checkpoint_sync))
+        if notes[writer].is_behind and not (event.is_last or waits):
             return
         self._rounds_unsaved = 0
-        staged = self._save(event, notes) if self.collective.rank == writer else None
-        if is_paused:
+        staged = self._save(event, notes, reporters) if self.collective.rank == writer else None
+        if waits:
             self.bridge.publish_whole(staged)
         elif not reporters:
             self.bridge.publish(staged)
-        elif staged is not None:
+        else:
             self.bridge.stage(staged)
         if self._ledger is not None and self.collective.rank == 0:
             self._ledger.push()
@@ -251,6 +265,22 @@ class _Attachment:
         except HDETError as error:
             return None, error
 
+    def _load(self, folder: str) -> Loaded:
+        """Read what rank 0 has verified.
+
+        Raises:
+            CheckpointError: it can't be read on any rank.
+            RestoreError: it can't be read here and now.
+        """
+        try:
+            return load(folder)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, pickle.UnpicklingError):
+                raise
+            raise RestoreError(
+                f"rank {self.collective.rank} can't read the checkpoint that rank 0 found complete: {error}"
+            ) from error
+
     def _restore(self, loaded: Loaded) -> None:
         scheduler, collective = self.scheduler, self.collective
         self._resumed_round = loaded.manifest.round
@@ -275,14 +305,14 @@ class _Attachment:
                 collective.world_size,
             )
 
-    def _save(self, event: BoundaryEvent, notes: list[_RankNote]) -> StagedCheckpoint:
+    def _save(self, event: BoundaryEvent, notes: list[_RankNote], reporters: list[int]) -> StagedCheckpoint:
         staged = self.bridge.new_staged()
         save(
             staged.folder,
             model=_model_of(self.scheduler),
             optimizer=self.scheduler.optimizer,
             schedule=self.scheduler.state_dict(),
-            ranks=[{"rng": n.rng, "sampler": n.sampler, "optimizer": n.optimizer} for n in notes],
+            ranks=[_rank_state(note, is_reporter=rank in reporters) for rank, note in enumerate(notes)],
             round=event.state.round,
             step=self.scheduler.iterations,
             extra={name: item.state_dict() for name, item in self.extra.items()},
@@ -290,6 +320,25 @@ class _Attachment:
         )
         staged.round, staged.step = event.state.round, self.scheduler.iterations
         return staged
+
+
+def _ranks_where(flags: Iterable[bool]) -> list[int]:
+    return [rank for rank, is_so in enumerate(flags) if is_so]
+
+
+def _rank_state(note: _RankNote, *, is_reporter: bool) -> dict[str, Any]:
+    return {
+        "rng": note.rng,
+        "sampler": note.sampler,
+        "optimizer": note.optimizer,
+        "reports_checkpoints": is_reporter,
+    }
+
+
+def _reporters(loaded: Loaded, world_size: int) -> set[int]:
+    """The ranks whose loops report checkpoints; rank 0 where those that did are gone."""
+    found = {rank for rank, state in enumerate(loaded.ranks) if state.get("reports_checkpoints")}
+    return {rank for rank in found if rank < world_size} or {0}
 
 
 def _metrics(event: BoundaryEvent) -> dict[str, Any]:
@@ -321,8 +370,10 @@ def _find_newest(newest: Checkpoint | None, job: JobRun | None) -> _Found:
             job.choose([])
         return _NOTHING
     reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-    older = [entry.checkpoint for entry in reversed(reported) if entry.checkpoint.path != newest.path]
     filesystem, _ = resolve(newest.path, newest.filesystem)
+    # Ray orders them by score where the user has asked for one; folders are named by time.
+    by_time = sorted(reported, key=lambda entry: posixpath.basename(entry.checkpoint.path), reverse=True)
+    older = [entry.checkpoint for entry in by_time if entry.checkpoint.path != newest.path]
     candidates = {posixpath.join(each.path, HDET_FOLDER): each for each in [newest, *older]}
     if job is not None:
         candidates |= job.pinned()
@@ -340,6 +391,17 @@ def _find_newest(newest: Checkpoint | None, job: JobRun | None) -> _Found:
     return _Found(
         ours=Checkpoint(path, filesystem=filesystem), has_user_files=has_user_files(candidates[path])
     )
+
+
+def _require_equal(collective: Collective, *settings: Any) -> None:
+    """Ranks that save at different boundaries would wait for each other."""
+    told = collective.gather_objects(settings)
+    if len(set(told)) > 1:
+        values = ", ".join(f"rank {rank}: {mine}" for rank, mine in enumerate(told))
+        raise ConfigError(
+            f"attach() was called with different checkpoint_every_rounds or checkpoint_sync ({values}); "
+            "give all ranks the same"
+        )
 
 
 def _problem(

@@ -16,9 +16,11 @@ reach draws its random state from ``(seed, rank)``. Nothing in the folder is sca
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +95,10 @@ def save(
         The manifest that was written.
 
     Raises:
-        CheckpointError: The model's state_dict holds something that is no tensor.
+        CheckpointError: The model's state_dict holds something that is no tensor, or another one something
+            that torch would not load: then no restart could go on from here.
     """
+    _require_loadable(optimizer, ranks, extra or {})
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     # First of all: from here on the folder is unfinished, whatever was in it.
@@ -283,6 +287,42 @@ def _plain_weights(model: nn.Module) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         weights[name] = tensor if owns_memory else tensor.clone()
     return weights
+
+
+def _require_loadable(
+    optimizer: Optimizer, ranks: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+) -> None:
+    """Whatever is saved without an error must load: a fault is too late to find that it doesn't."""
+    parts = {"the optimizer's param_groups": optimizer.state_dict()["param_groups"]}
+    parts |= {f"extra={name!r}": state for name, state in extra.items()}
+    parts |= {f"the sampler of rank {rank}": state.get("sampler") for rank, state in enumerate(ranks)}
+    for name, part in parts.items():
+        stream = io.BytesIO()
+        torch.save(_without_tensors(part), stream)
+        stream.seek(0)
+        try:
+            torch.load(stream, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{name} can be saved but not loaded ({_what_is_refused(error)}); let its state_dict hold "
+                "tensors, numbers, strings, lists and dicts alone (float(x) of a NumPy number)"
+            ) from error
+
+
+def _without_tensors(value: Any) -> Any:
+    """The same with None for each tensor: those load, and are many bytes."""
+    if isinstance(value, Tensor):
+        return None
+    if type(value) is dict:
+        return {key: _without_tensors(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return [_without_tensors(item) for item in value]
+    return value
+
+
+def _what_is_refused(error: Exception) -> str:
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return found[1] if found else type(error).__name__
 
 
 def _survives_json(value: Any) -> bool:

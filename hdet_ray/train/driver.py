@@ -146,8 +146,10 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
     gpus = float(replicas["gpus_per_rank"])
     resources = {"CPU": float(replicas["cpus_per_rank"])} | ({"GPU": gpus} if gpus else {})
     num_workers = _num_workers(replicas)
+    losses = LossNotes(notes)
     standing = StandingNotes(
         notes,
+        losses,
         min_workers=num_workers if isinstance(num_workers, int) else num_workers[0],
         per_worker=resources,
     )
@@ -155,7 +157,9 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
         loop,
         train_loop_config=dict(spec.get("config") or {}),
         ranks_per_replica=ranks_per_replica,
+        collective_timeout_s=float(spec["collective_timeout_s"]),
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
+        checkpoint_sync=bool(checkpoint["sync"]),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # typed for Ray's old API
@@ -167,7 +171,7 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
             name=job.job,
             storage_path=job.storage_path,
             failure_config=FailureConfig(max_failures=int(spec["max_failures"])),
-            callbacks=[LossNotes(notes), standing],  # type: ignore[list-item]  # typed for Ray's old API
+            callbacks=[losses, standing],  # type: ignore[list-item]  # typed for Ray's old API
         ),
     )
 

@@ -15,8 +15,8 @@ from ray.train import ScalingConfig
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.optim.mesh import check_ranks_per_replica
 
-_SHORTEST_HEALTH_CHECK_S = 10
-"""Ray's own check of a worker must not mistake a busy process for a stopped one."""
+SHORTEST_COLLECTIVE_TIMEOUT_S = 10
+"""With less, Ray's check of a worker, and ours, take a busy process for a stopped one."""
 
 
 def workers_in_replicas(num_workers: int, ranks_per_replica: int) -> int:
@@ -70,7 +70,7 @@ def recovery_settings(collective_timeout_s: float) -> dict[str, str]:
     Args:
         collective_timeout_s: After how many seconds a rank that hangs counts as lost.
     """
-    hang_s = max(_SHORTEST_HEALTH_CHECK_S, math.ceil(collective_timeout_s))
+    hang_s = max(SHORTEST_COLLECTIVE_TIMEOUT_S, math.ceil(collective_timeout_s))
     return {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         # After a lost node Ray first tries the old size: its view of resources is stale for up to 20 s.

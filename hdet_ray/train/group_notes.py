@@ -42,7 +42,7 @@ def in_thread(act: Callable[[], object]) -> None:
 
 
 class LossNotes(UserCallback):
-    """Tells at once that workers were lost.
+    """Tells at once that workers were lost, once for each group: Ray looks at it until all of it has ended.
 
     Args:
         notes: Of the job.
@@ -52,16 +52,25 @@ class LossNotes(UserCallback):
     def __init__(self, notes: Notes, post: Callable[[Callable[[], object]], None] = in_thread) -> None:
         self._notes = notes
         self._post = post
+        self._is_told = False
+        self.is_announced = False
+        """A node of the group is being taken away: Ray counts its loss as no failure."""
+
+    def group_trains(self) -> None:
+        """What follows is another group's."""
+        self._is_told = self.is_announced = False
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray with what each worker raised."""
-        if hopeless_among(worker_exceptions.values()) is not None:
-            return  # no group follows: the run ends, and its driver says why
+        if self._is_told or hopeless_among(worker_exceptions.values()) is not None:
+            return  # where it is hopeless, no group follows: the run ends, and its driver says why
+        self._is_told = True
         ranks = sorted(worker_exceptions)
         cause = last_line(worker_exceptions[ranks[0]]) if ranks else "unknown"
         data = {
             "ranks": ranks[:100],
             "message": f"{len(ranks)} of the workers failed: {cause}"[:2000],
+            "is_preemption": self.is_announced,
             "at_s": time.time(),
         }
         self._post(lambda: self._notes.tell("lost", data, patience_s=_TELL_S))
@@ -72,6 +81,7 @@ class StandingNotes(ControllerCallback):
 
     Args:
         notes: Of the job.
+        losses: What tells of lost workers: it is told here which group they are of.
         min_workers: With fewer the run waits.
         per_worker: What each worker takes, by resource.
         look: What the cluster has free and in all, by resource.
@@ -82,6 +92,7 @@ class StandingNotes(ControllerCallback):
     def __init__(
         self,
         notes: Notes,
+        losses: LossNotes,
         *,
         min_workers: int,
         per_worker: Mapping[str, float],
@@ -90,6 +101,7 @@ class StandingNotes(ControllerCallback):
         post: Callable[[Callable[[], object]], None] = in_thread,
     ) -> None:
         self._notes = notes
+        self._losses = losses
         self._min_workers = min_workers
         self._per_worker = dict(per_worker)
         self._look = look or free_and_total
@@ -105,8 +117,11 @@ class StandingNotes(ControllerCallback):
         now = self._clock()
         if isinstance(current_state, RunningState):
             self._idle_since_s = self._told = None
+            if not isinstance(previous_state, RunningState):
+                self._losses.group_trains()
         elif isinstance(current_state, PreemptingState):
             if not isinstance(previous_state, PreemptingState):
+                self._losses.is_announced = True
                 self._tell("preempted", {"ranks": current_state.preemption_info.preempted_ranks[:100]})
         elif isinstance(current_state, ResizingState):
             self._tell("resizing", {"workers": current_state.scaling_decision.num_workers})

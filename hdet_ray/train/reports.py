@@ -67,6 +67,8 @@ class ReportBridge:
 
     def __init__(self, utils: TrainFnUtils, checkpoint_every_rounds: int) -> None:
         self.checkpoint_every_rounds = checkpoint_every_rounds
+        self.checkpoint_sync = False
+        """Rounds begin when the checkpoint before them is stored and Ray knows it."""
         self.digest_every_rounds: int | None = None
         """Rounds between comparisons of parameters across replicas; None compares nothing."""
         self.liveness: Liveness | None = None
@@ -77,6 +79,8 @@ class ReportBridge:
         """Newest metrics that the user's loop reported on this rank."""
         self.user_reports_checkpoints = False
         """The user's loop has reported a checkpoint on this rank."""
+        self.user_may_report_checkpoints = False
+        """It did on this rank before the run was started again."""
         self.own_metrics: dict[str, Any] = {}
         """``hdet/…``, as of the newest boundary."""
         self.saves_checkpoints = utils.is_distributed()
@@ -92,7 +96,7 @@ class ReportBridge:
 
     @property
     def is_behind(self) -> bool:
-        """A checkpoint of ours waits in this rank's line: Ray takes about one report every two seconds."""
+        """A checkpoint of ours waits in this rank's line: Ray takes a report each time it polls."""
         newest = self._newest_upload()
         return newest is not None and not newest.has_started
 
@@ -115,8 +119,8 @@ class ReportBridge:
         for act in self.on_close:
             act()
 
-    def stage(self, staged: StagedCheckpoint) -> None:
-        """Keep a checkpoint for the user's next ones to carry."""
+    def stage(self, staged: StagedCheckpoint | None) -> None:
+        """Keep a checkpoint for the user's next ones to carry; None on ranks whose ones carry none."""
         self._staged = staged
 
     def publish(self, staged: StagedCheckpoint | None) -> None:
@@ -176,7 +180,7 @@ class ReportBridge:
 
         Where the user reports checkpoints, the newest one's files go along: the run resumes from this one.
         """
-        if staged is not None and self.user_reports_checkpoints:
+        if staged is not None and (self.user_reports_checkpoints or self.user_may_report_checkpoints):
             staged.user_files = self._get_newest()
         self.publish(staged)
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
@@ -203,11 +207,14 @@ class ReportBridge:
         )
 
 
-def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
+def bridge_reports(
+    checkpoint_every_rounds: int | None = None, checkpoint_sync: bool | None = None
+) -> ReportBridge:
     """This worker's bridge; the first call in a worker builds it.
 
     Args:
         checkpoint_every_rounds: Replaces what the bridge was built with; None leaves it (1 at first).
+        checkpoint_sync: The same; False at first.
 
     Raises:
         ConfigError: Not inside a Ray Train worker.
@@ -231,6 +238,8 @@ def bridge_reports(checkpoint_every_rounds: int | None = None) -> ReportBridge:
         )
     elif checkpoint_every_rounds is not None:
         bridge.checkpoint_every_rounds = checkpoint_every_rounds
+    if checkpoint_sync is not None:
+        bridge.checkpoint_sync = checkpoint_sync
     return bridge
 
 

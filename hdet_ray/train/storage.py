@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,67 +22,7 @@ from hdet_ray.train.manifest import MANIFEST_FILE, Manifest, NewerVersionError, 
 
 logger = logging.getLogger(__name__)
 
-_ROUND_FOLDER = re.compile(r"round-(\d{9})")
 _CHUNK_BYTES = 8 << 20
-
-
-class CheckpointStore:
-    """The newest checkpoints of one run under one place, one folder a round.
-
-    Args:
-        place: A local path or a URI (``s3://bucket/run``); with ``filesystem``, a path on it.
-        filesystem: A pyarrow file system, where the URI can't say what is needed.
-        keep: How many complete checkpoints `prune` leaves.
-
-    Raises:
-        ConfigError: ``keep`` below 1, or a place that pyarrow can't resolve.
-    """
-
-    def __init__(
-        self, place: str | os.PathLike[str], filesystem: pafs.FileSystem | None = None, keep: int = 3
-    ) -> None:
-        if keep < 1:
-            raise ConfigError(f"keep={keep} would leave no checkpoint to resume from; use at least 1")
-        self.filesystem, self.path = resolve(place, filesystem)
-        self.keep = keep
-
-    def save(self, local_dir: str | os.PathLike[str], round: int) -> str:
-        """Upload a finished local checkpoint as that of ``round``, then prune.
-
-        Returns:
-            The checkpoint's path on the file system.
-
-        Raises:
-            CheckpointError: ``local_dir`` itself is no complete checkpoint.
-        """
-        path = self.path_of(round)
-        upload(local_dir, self.filesystem, path)
-        self.prune()
-        return path
-
-    def newest(self) -> str | None:
-        """Path of the newest complete checkpoint, or None; others are passed over with a warning."""
-        return newest_complete(self.filesystem, (self.path_of(round) for round in reversed(self.rounds())))
-
-    def prune(self) -> None:
-        """Delete all checkpoints but the newest ``keep`` complete ones (and what is newer than those)."""
-        complete = 0
-        for round in reversed(self.rounds()):
-            path = self.path_of(round)
-            if complete >= self.keep:
-                self.filesystem.delete_dir(path)
-            elif _exists(self.filesystem, posixpath.join(path, MANIFEST_FILE)):
-                complete += 1
-
-    def rounds(self) -> list[int]:
-        """Rounds that have a folder, complete or not, in ascending order."""
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        matches = (_ROUND_FOLDER.fullmatch(info.base_name) for info in infos)
-        return sorted(int(match[1]) for match in matches if match)
-
-    def path_of(self, round: int) -> str:
-        """Where the checkpoint of ``round`` lies, or would lie."""
-        return posixpath.join(self.path, f"round-{round:09d}")
 
 
 def resolve(
@@ -132,20 +71,6 @@ def upload(local_dir: str | os.PathLike[str], filesystem: pafs.FileSystem, path:
             (source / name).open("rb") as reader,
             filesystem.open_output_stream(posixpath.join(path, name)) as writer,
         ):
-            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
-
-
-def download(filesystem: pafs.FileSystem, path: str, local_dir: str | os.PathLike[str]) -> None:
-    """Copy the files that a checkpoint's manifest lists to a local folder, the manifest last.
-
-    Raises:
-        CheckpointError: The checkpoint is not complete.
-    """
-    manifest = verify(opener(filesystem, path), path)
-    target = Path(local_dir)
-    target.mkdir(parents=True, exist_ok=True)
-    for name in [*manifest.files, MANIFEST_FILE]:
-        with opener(filesystem, path)(name) as reader, (target / name).open("wb") as writer:
             shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
 
 

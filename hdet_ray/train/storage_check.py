@@ -6,7 +6,9 @@ start rank 0 writes a file there, and one rank of every other node reads it.
 
 from __future__ import annotations
 
+import logging
 import posixpath
+import time
 import uuid
 
 import pyarrow.fs as pafs
@@ -14,7 +16,11 @@ import pyarrow.fs as pafs
 from hdet_ray.exceptions import ConfigError
 from hdet_ray.optim.collective import Collective
 
+logger = logging.getLogger(__name__)
+
 _FOLDER = "hdet-seen"
+_LOOKS = 4
+_BETWEEN_LOOKS_S = 0.5
 
 
 def require_shared_storage(
@@ -63,11 +69,15 @@ def _write(filesystem: pafs.FileSystem, path: str, token: str) -> ConfigError | 
 
 
 def _holds(filesystem: pafs.FileSystem, path: str, token: str) -> bool:
-    try:
-        with filesystem.open_input_stream(path) as reader:
-            return bool(reader.read() == token.encode())
-    except OSError:
-        return False
+    """A file that is not there yet, or a hiccup of the network, is looked at again."""
+    for _ in range(_LOOKS):
+        try:
+            with filesystem.open_input_stream(path) as reader:
+                return bool(reader.read() == token.encode())
+        except OSError as error:
+            logger.warning("the storage can't be read here yet: path=%s error=%s", path, error)
+            time.sleep(_BETWEEN_LOOKS_S)
+    return False
 
 
 def _names(nodes: list[str]) -> str:

@@ -19,8 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from hdet_ray.exceptions import ConfigError
-from hdet_ray.train.elastic import elastic_scaling, recovery_settings
+from hdet_ray.train.elastic import SHORTEST_COLLECTIVE_TIMEOUT_S, elastic_scaling, recovery_settings
 from hdet_ray.train.hopeless import EndsHopelessRuns
+from hdet_ray.train.index_copy import IndexCopy, restore_index
 from hdet_ray.train.process_group import ReplicaTorchConfig
 from hdet_ray.train.scaling import WARM_UP_S, FreshScalingPolicy
 from hdet_ray.train.settings import defaults_in_environment
@@ -46,6 +47,10 @@ class HDETTrainer(TorchTrainer):
         collective_timeout_s: Seconds after which a collective fails, unless ``torch_config`` has its own. A
             rank that is stopped or cut off is named, and the group restarted, after half of it.
         checkpoint_every_rounds: Rounds between checkpoints; the last round is always saved.
+        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, which takes a second
+            or so and the upload. A fault then repeats ``checkpoint_every_rounds`` rounds at most. Otherwise
+            a checkpoint is stored while the next rounds train, and boundaries are not saved while one still
+            waits for Ray.
         checkpoint_keep: Newest checkpoints that Ray keeps, unless ``RunConfig.checkpoint_config`` says
             how many or by which score; None keeps all, as Ray does.
         digest_every_rounds: Rounds between comparisons of all parameters across replicas, bit for bit; None
@@ -67,6 +72,7 @@ class HDETTrainer(TorchTrainer):
         ranks_per_replica: int = 1,
         collective_timeout_s: float = 60,
         checkpoint_every_rounds: int = 1,
+        checkpoint_sync: bool = False,
         checkpoint_keep: int | None = 3,
         digest_every_rounds: int | None = 10,
         keeps_warm_workers: bool = True,
@@ -82,11 +88,15 @@ class HDETTrainer(TorchTrainer):
             _require_at_least_one("checkpoint_keep", checkpoint_keep, "None keeps all")
         if digest_every_rounds is not None:
             _require_at_least_one("digest_every_rounds", digest_every_rounds, "None compares nothing")
-        if not collective_timeout_s > 0:
+        if not collective_timeout_s >= SHORTEST_COLLECTIVE_TIMEOUT_S:
             raise ConfigError(
-                f"collective_timeout_s={collective_timeout_s} must be above 0 seconds; 60 is usual"
+                f"collective_timeout_s={collective_timeout_s} must be at least "
+                f"{SHORTEST_COLLECTIVE_TIMEOUT_S} seconds: with less, a busy rank passes for a silent one; "
+                "60 is usual"
             )
         scaling_config = elastic_scaling(scaling_config or ScalingConfig(), ranks_per_replica)
+        torch_config = _torch_config(torch_config, scaling_config, collective_timeout_s, ranks_per_replica)
+        collective_timeout_s = float(torch_config.timeout_s)
         self._recovery_settings = recovery_settings(collective_timeout_s)
         self._warm_up_s = WARM_UP_S if keeps_warm_workers else 0.0
         super().__init__(
@@ -96,10 +106,11 @@ class HDETTrainer(TorchTrainer):
                     ranks_per_replica=ranks_per_replica,
                     collective_timeout_s=collective_timeout_s,
                     checkpoint_every_rounds=checkpoint_every_rounds,
+                    checkpoint_sync=checkpoint_sync,
                     digest_every_rounds=digest_every_rounds,
                 ),
             ),
-            torch_config=_torch_config(torch_config, scaling_config, collective_timeout_s, ranks_per_replica),
+            torch_config=torch_config,
             scaling_config=scaling_config,
             run_config=_run_config(run_config, checkpoint_keep, keeps_warm_workers=keeps_warm_workers),
             dataset_config=_dataset_config(dataset_config, ranks_per_replica),
@@ -112,8 +123,10 @@ class HDETTrainer(TorchTrainer):
         Raises:
             TrainingFailedError: as TorchTrainer does, and at once for what trying again can't help (a
                 setting that can't work, a search that failed, …), whatever ``max_failures`` says.
+            CheckpointError: Ray's index of the run's checkpoints can't be read, and has no copy.
         """
         failures = 0
+        restore_index(self.run_config)
         with defaults_in_environment(self._recovery_settings):
             while True:
                 try:
@@ -167,7 +180,7 @@ def _run_config(
     theirs = config.checkpoint_config or CheckpointConfig()
     if theirs.num_to_keep is None and theirs.checkpoint_score_attribute is None:
         config.checkpoint_config = dataclasses.replace(theirs, num_to_keep=checkpoint_keep)
-    config.callbacks = [*(config.callbacks or []), EndsHopelessRuns()]
+    config.callbacks = [*(config.callbacks or []), EndsHopelessRuns(), IndexCopy()]
     if keeps_warm_workers:
         config.worker_runtime_env = with_setup_hook(config.worker_runtime_env or {})
         config.callbacks.append(WarmWorkers())

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hdet_ray.exceptions import CollectiveError, RunPaused
 from hdet_ray.optim.mesh import GROUP_DIM, REPLICA_DIM, Session, check_ranks_per_replica, set_session
+from hdet_ray.train.elastic import SHORTEST_COLLECTIVE_TIMEOUT_S
 from hdet_ray.train.liveness import Liveness, node_name
 from hdet_ray.train.process_group import Place, current_place
 from hdet_ray.train.reports import ReportBridge, bridge_reports
@@ -42,6 +43,7 @@ class WorkerSettings:
     ranks_per_replica: int
     collective_timeout_s: float
     checkpoint_every_rounds: int
+    checkpoint_sync: bool
     digest_every_rounds: int | None
 
 
@@ -57,7 +59,7 @@ def within_session(user_loop: TrainLoop, settings: WorkerSettings) -> TrainLoop:
                 _idle(place)
                 return None
             _lead_surplus(place, stack)
-            bridge = bridge_reports(settings.checkpoint_every_rounds)
+            bridge = bridge_reports(settings.checkpoint_every_rounds, settings.checkpoint_sync)
             bridge.digest_every_rounds = settings.digest_every_rounds
             return _run(user_loop, config, settings, bridge, liveness)
 
@@ -98,7 +100,7 @@ def _beating(place: Place | None, settings: WorkerSettings, stack: ExitStack) ->
         rank=place.rank,
         num_ranks=place.num_workers,
         node=node_name(),
-        hang_s=settings.collective_timeout_s / 2,
+        hang_s=max(settings.collective_timeout_s, SHORTEST_COLLECTIVE_TIMEOUT_S) / 2,
         on_hang=_fail_at_once,
     )
     liveness.start()

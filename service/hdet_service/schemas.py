@@ -160,6 +160,8 @@ class CheckpointSettings(Strict):
     """When the run is saved, how many are kept, and where."""
 
     every_rounds: int = Field(default=1, ge=1, le=MAX_COUNT)
+    sync: bool = False
+    """Whether a round waits until the checkpoint before it is stored."""
     keep: int = Field(default=3, ge=1, le=10_000)
     storage_path: Annotated[str, Field(pattern=_STORAGE_PATH), AfterValidator(_check_no_climbing)] | None = (
         None
@@ -185,6 +187,8 @@ class JobSpec(Strict):
     hdet: ControllerSettings | None = None
     """In place of the controller that the entrypoint's own scheduler names."""
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    collective_timeout_s: float = Field(default=60, ge=10, le=86_400)
+    """Above what a rank computes between two collectives; one silent for half of it counts as lost."""
     max_failures: int = Field(default=3, ge=0, le=1000)
     """Failures after which the job is started again."""
     ttl_after_finished_s: int | None = Field(default=None, ge=0, le=MAX_COUNT)

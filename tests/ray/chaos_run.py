@@ -80,6 +80,7 @@ class Chaos:
             config=config,
             replicas={"min": 2, "max": NUM_NODES},
             max_failures=1000 if faults else 0,
+            checkpoint={"sync": True},  # else an upload under way costs a round more
         )
 
     def endure(self, job_id: str, name: str, faults: Sequence[Fault]) -> tuple[dict[str, Any], list[str]]:

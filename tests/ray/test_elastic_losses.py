@@ -31,14 +31,14 @@ def test_all_workers_lost_at_once_go_on_from_the_newest_checkpoint(
     cluster: ElasticCluster, tmp_path: Path
 ) -> None:
     cluster.add(3)
-    run = ElasticRun(tmp_path, (1, 3))
+    run = ElasticRun(tmp_path, (1, 3), checkpoint_sync=True)
     run.wait_for_rounds(3)
     first_group = pids(tmp_path)
     kill(first_group)
     lost_at = run.newest_step()
     run.wait_for_rounds(3, after_step=lost_at)
     run.finish()
-    assert resumed_at(tmp_path, first_group) >= lost_at - 2 * ROUND_STEPS
+    assert resumed_at(tmp_path, first_group) >= lost_at - ROUND_STEPS
     require_planned_values(run.lines())
 
 
@@ -46,7 +46,7 @@ def test_a_truncated_newest_checkpoint_costs_the_rounds_since_the_one_before(
     cluster: ElasticCluster, tmp_path: Path
 ) -> None:
     cluster.add(2)
-    run = ElasticRun(tmp_path, (1, 2))
+    run = ElasticRun(tmp_path, (1, 2), checkpoint_sync=True)
     run.wait_for_rounds(4)
     first_group = pids(tmp_path)
     kill(first_group)

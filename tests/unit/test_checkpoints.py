@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import json
 import random
@@ -241,6 +242,22 @@ def test_extra_objects_travel_with_the_checkpoint(tmp_path: Path) -> None:
     model, other = make_model(seed=2), torch.amp.GradScaler("cpu", init_scale=1.0)
     restore(load(tmp_path), model, make_optimizer(model), extra={"scaler": other})
     assert other.state_dict() == scaler.state_dict()
+
+
+@pytest.mark.parametrize(
+    "state", [{"mean": np.float64(0.5)}, {"seen": {"deep": [np.arange(3)]}}, {"last": collections.deque([1])}]
+)
+def test_what_torch_would_not_load_is_refused_when_it_is_saved(tmp_path: Path, state: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"extra='ema' can be saved but not loaded"):
+        written(tmp_path, extra={"ema": state})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_numpys_among_the_optimizers_settings_is_named(tmp_path: Path) -> None:
+    model = make_model(seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=np.float64(0.01))
+    with pytest.raises(CheckpointError, match=r"param_groups can be saved but not loaded \(numpy"):
+        save(tmp_path, model=model, optimizer=optimizer, schedule={}, ranks=[], round=0, step=0)
 
 
 def test_an_extra_object_that_was_not_saved_is_named(tmp_path: Path) -> None:

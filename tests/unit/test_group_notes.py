@@ -35,8 +35,10 @@ class Heard:
         self.now_s = 100.0
         self.free: dict[str, float] = {"CPU": 1.0}
         self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.losses = LossNotes(self, post=_at_once)  # type: ignore[arg-type]
         self.standing = StandingNotes(
             self,  # type: ignore[arg-type]
+            self.losses,
             min_workers=2,
             per_worker={"CPU": 1.0},
             look=lambda: (self.free, {"CPU": 2.0}),
@@ -127,9 +129,29 @@ def test_a_notice_and_a_change_of_size_are_told_once() -> None:
 
 def test_a_loss_is_told_unless_the_run_ends_with_it() -> None:
     heard = Heard()
-    notes = LossNotes(heard, post=_at_once)  # type: ignore[arg-type]
-    for error in (CollectiveError("rank 1 is silent"), FencedError("over")):
-        notes.after_exception(None, {1: UserExceptionWithTraceback(error, "a traceback")})
+    for error in (FencedError("over"), CollectiveError("rank 1 is silent")):
+        heard.losses.after_exception(None, {1: UserExceptionWithTraceback(error, "a traceback")})
     ((kind, data),) = heard.notes
     assert kind == "lost"
     assert "rank 1 is silent" in data["message"]
+
+
+def test_a_group_is_lost_once_however_often_ray_looks_at_it() -> None:
+    heard = Heard()
+    for group in range(2):
+        heard.enter(RunningState())
+        for _ in range(3):
+            heard.losses.after_exception(None, {1: RuntimeError("gone")})
+            heard.enter(RestartingState(LOST))
+        assert heard.kinds == ["lost"] * (group + 1)
+
+
+def test_the_loss_of_a_node_that_was_announced_is_told_as_one() -> None:
+    heard = Heard()
+    heard.enter(RunningState())
+    heard.enter(PreemptingState(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [1]}), 0.0))
+    heard.losses.after_exception(None, {1: RuntimeError("gone")})
+    heard.enter(RunningState())
+    heard.losses.after_exception(None, {1: RuntimeError("gone")})
+    told = [data["is_preemption"] for kind, data in heard.notes if kind == "lost"]
+    assert told == [True, False]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -15,26 +14,47 @@ from torch import nn
 from hdet_ray.exceptions import CheckpointError, ConfigError
 from hdet_ray.train.checkpoints import load, save
 from hdet_ray.train.manifest import NewerVersionError
-from hdet_ray.train.storage import CheckpointStore, download, newest_complete, resolve, upload, verify_at
+from hdet_ray.train.storage import newest_complete, resolve, upload, verify_at
 
-MakeStore = Callable[..., CheckpointStore]
+
+class Place:
+    """Checkpoints on one of the file systems, by round.
+
+    Args:
+        filesystem: Where they lie.
+        path: The folder above them.
+        scratch: For what is uploaded.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, scratch: Path) -> None:
+        self.filesystem, self.path, self.scratch = filesystem, path, scratch
+
+    def put(self, round: int) -> str:
+        """Upload a checkpoint whose weights are its round's number."""
+        path = posixpath.join(self.path, f"round-{round}")
+        upload(checkpoint(self.scratch / str(round), float(round)), self.filesystem, path)
+        return path
+
+    def newest(self, *paths: str) -> str | None:
+        return newest_complete(self.filesystem, paths)
+
+    def overwrite(self, path: str, name: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(posixpath.join(path, name)) as stream:
+            stream.write(content)
 
 
 @pytest.fixture(params=["local", "subtree", "mock"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     root = tmp_path / "storage"
     root.mkdir()
-    filesystem = {
-        "local": lambda: None,
-        "subtree": lambda: pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem()),
-        "mock": pafs._MockFileSystem,
-    }[request.param]()
-    place = root / "run" if request.param == "local" else "run"
-
-    def make(keep: int = 3) -> CheckpointStore:
-        return CheckpointStore(place, filesystem, keep=keep)
-
-    return make
+    if request.param == "local":
+        return Place(pafs.LocalFileSystem(), str(root / "run"), tmp_path / "scratch")
+    filesystem = (
+        pafs._MockFileSystem()
+        if request.param == "mock"
+        else pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
+    )
+    return Place(filesystem, "run", tmp_path / "scratch")
 
 
 def checkpoint(folder: Path, value: float) -> Path:
@@ -45,120 +65,62 @@ def checkpoint(folder: Path, value: float) -> Path:
     return folder
 
 
-def weight_at(store: CheckpointStore, path: str, scratch: Path) -> float:
-    download(store.filesystem, path, scratch)
-    return float(load(scratch).weights["weight"][0, 0])
+def test_where_there_is_nothing_there_is_no_newest_checkpoint(place: Place) -> None:
+    assert place.newest() is None
+    assert place.newest(posixpath.join(place.path, "round-1")) is None
 
 
-def overwrite(store: CheckpointStore, path: str, name: str, content: bytes) -> None:
-    with store.filesystem.open_output_stream(posixpath.join(path, name)) as stream:
-        stream.write(content)
-
-
-def test_an_empty_place_has_no_newest_checkpoint(make_store: MakeStore) -> None:
-    assert make_store().newest() is None
-
-
-def test_the_newest_checkpoint_comes_back_whole(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store()
-    store.save(checkpoint(tmp_path / "a", 1.0), round=9)
-    store.save(checkpoint(tmp_path / "b", 2.0), round=10)
-    newest = store.newest()
-    assert newest == store.path_of(10)
-    assert weight_at(store, newest, tmp_path / "back") == 2.0
-
-
-def test_only_the_newest_are_kept(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store(keep=2)
-    for round in range(5):
-        store.save(checkpoint(tmp_path / "c", float(round)), round)
-    assert store.rounds() == [3, 4]
-
-
-def test_an_unfinished_upload_never_crowds_out_a_complete_checkpoint(
-    make_store: MakeStore, tmp_path: Path
-) -> None:
-    store = make_store(keep=1)
-    store.save(checkpoint(tmp_path / "c", 1.0), round=1)
-    path = store.save(checkpoint(tmp_path / "c", 2.0), round=2)
-    store.filesystem.delete_file(posixpath.join(path, "manifest.json"))
-    store.prune()
-    assert store.rounds() == [2]  # round 1 was pruned while round 2 was complete
-    store.save(checkpoint(tmp_path / "c", 3.0), round=1)
-    store.prune()
-    assert store.newest() == store.path_of(1)
+def test_an_uploaded_checkpoint_comes_back_whole(place: Place, tmp_path: Path) -> None:
+    place.put(9)
+    path = place.put(10)
+    back = tmp_path / "back"
+    back.mkdir()
+    pafs.copy_files(path, str(back), source_filesystem=place.filesystem)
+    assert float(load(back).weights["weight"][0, 0]) == 10.0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "mixed", "no manifest", "no file"])
 def test_a_damaged_newest_is_passed_over_with_a_warning(
-    make_store: MakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    place: Place, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    store = make_store()
-    store.save(checkpoint(tmp_path / "a", 1.0), round=1)
-    path = store.save(checkpoint(tmp_path / "b", 2.0), round=2)
-    content = (tmp_path / "b" / "model.safetensors").read_bytes()
+    before, path = place.put(1), place.put(2)
+    weights = {round: (place.scratch / str(round) / "model.safetensors").read_bytes() for round in (1, 2)}
     if damage == "truncated":
-        overwrite(store, path, "model.safetensors", content[:-3])
+        place.overwrite(path, "model.safetensors", weights[2][:-3])
     elif damage == "mixed":  # same size, another writer's
-        overwrite(store, path, "model.safetensors", (tmp_path / "a" / "model.safetensors").read_bytes())
+        place.overwrite(path, "model.safetensors", weights[1])
     else:
         name = "manifest.json" if damage == "no manifest" else "ranks.pt"
-        store.filesystem.delete_file(posixpath.join(path, name))
+        place.filesystem.delete_file(posixpath.join(path, name))
 
     with caplog.at_level(logging.WARNING):
-        newest = store.newest()
-
-    assert newest == store.path_of(1)
+        assert place.newest(path, before) == before
     assert path in caplog.text
 
 
-def test_a_newest_of_a_newer_version_is_not_passed_over(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store()
-    store.save(checkpoint(tmp_path / "a", 1.0), round=1)
-    path = store.save(checkpoint(tmp_path / "b", 2.0), round=2)
-    overwrite(store, path, "manifest.json", b'{"version": 99}')
+def test_a_newest_of_a_newer_version_is_not_passed_over(place: Place) -> None:
+    before, path = place.put(1), place.put(2)
+    place.overwrite(path, "manifest.json", b'{"version": 99}')
     with pytest.raises(NewerVersionError, match="upgrade"):
-        store.newest()
+        place.newest(path, before)
 
 
-def test_an_upload_that_dies_over_an_older_one_leaves_it_unfinished(
-    make_store: MakeStore, tmp_path: Path
-) -> None:
-    store = make_store()
-    path = store.save(checkpoint(tmp_path / "a", 1.0), round=1)
+def test_an_upload_that_dies_over_an_older_one_leaves_it_unfinished(place: Place, tmp_path: Path) -> None:
+    path = place.put(1)
     blocked = posixpath.join(path, "optimizer.pt")
-    store.filesystem.delete_file(blocked)
-    store.filesystem.create_dir(blocked)  # the second file can't be written
+    place.filesystem.delete_file(blocked)
+    place.filesystem.create_dir(blocked)  # the second file can't be written
     with pytest.raises(OSError, match=r"optimizer\.pt"):
-        upload(checkpoint(tmp_path / "b", 2.0), store.filesystem, path)
+        upload(checkpoint(tmp_path / "b", 2.0), place.filesystem, path)
     with pytest.raises(CheckpointError, match="never finished"):
-        verify_at(store.filesystem, path)
+        verify_at(place.filesystem, path)
 
 
-def test_an_unfinished_folder_is_not_uploaded(make_store: MakeStore, tmp_path: Path) -> None:
+def test_an_unfinished_folder_is_not_uploaded(place: Place, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a", 1.0)
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="finished"):
-        make_store().save(folder, round=1)
-
-
-def test_an_incomplete_checkpoint_is_not_downloaded(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store()
-    path = store.save(checkpoint(tmp_path / "a", 1.0), round=1)
-    overwrite(store, path, "ranks.pt", b"")
-    with pytest.raises(CheckpointError, match=r"ranks\.pt"):
-        download(store.filesystem, path, tmp_path / "back")
-
-
-def test_foreign_folders_beside_the_checkpoints_are_left_alone(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store(keep=1)
-    store.filesystem.create_dir(posixpath.join(store.path, "round-7"), recursive=True)
-    for round in (1, 2):
-        store.save(checkpoint(tmp_path / "a", 1.0), round)
-    assert store.rounds() == [2]
-    assert (
-        store.filesystem.get_file_info(posixpath.join(store.path, "round-7")).type == pafs.FileType.Directory
-    )
+        upload(folder, place.filesystem, posixpath.join(place.path, "round-1"))
 
 
 def test_candidates_are_tried_in_the_order_given(tmp_path: Path) -> None:
@@ -176,9 +138,4 @@ def test_a_relative_path_means_the_working_directory(tmp_path: Path, monkeypatch
 
 def test_a_place_that_pyarrow_does_not_know_is_refused() -> None:
     with pytest.raises(ConfigError, match="nowhere://bucket"):
-        CheckpointStore("nowhere://bucket")
-
-
-def test_keeping_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="keep=0"):
-        CheckpointStore(tmp_path, keep=0)
+        resolve("nowhere://bucket")

@@ -12,6 +12,7 @@ from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from hdet_ray.exceptions import ConfigError
+from hdet_ray.optim.mesh import current_session
 from hdet_ray.train.trainer import HDETTrainer
 
 
@@ -25,7 +26,7 @@ def loop() -> None:
         ({"ranks_per_replica": 0}, "ranks_per_replica=0"),
         ({"checkpoint_every_rounds": 0}, "checkpoint_every_rounds=0"),
         ({"checkpoint_keep": 0}, "checkpoint_keep=0"),
-        ({"collective_timeout_s": 0}, "collective_timeout_s=0"),
+        ({"collective_timeout_s": 9.5}, r"collective_timeout_s=9\.5 must be at least 10"),
         ({"collective_timeout_s": float("nan")}, "collective_timeout_s=nan"),
         ({"ranks_per_replica": 2, "scaling_config": ScalingConfig(num_workers=5)}, "5 ranks"),
     ],
@@ -53,6 +54,18 @@ def test_the_users_torch_config_wins_and_stays_as_it_was() -> None:
     trainer = HDETTrainer(loop, torch_config=given, collective_timeout_s=30)
     assert (trainer.backend_config.backend, trainer.backend_config.timeout_s) == ("nccl", 7)
     assert given == TorchConfig(backend="nccl", timeout_s=7)
+
+
+def test_a_timeout_of_the_users_torch_config_is_that_of_all_collectives() -> None:
+    seen = []
+
+    def reading() -> None:
+        seen.append(current_session().collective_timeout_s)
+
+    HDETTrainer(
+        reading, torch_config=TorchConfig(timeout_s=77), scaling_config=ScalingConfig(num_workers=0)
+    ).fit()
+    assert seen == [77]
 
 
 def test_collectives_fail_after_the_timeout_that_was_asked_for() -> None:
@@ -100,8 +113,6 @@ def test_a_loop_gets_its_config_if_it_takes_one(num_arguments: int, monkeypatch:
 
 
 def test_the_session_ends_with_the_loop() -> None:
-    from hdet_ray.optim.mesh import current_session
-
     seen = []
 
     def failing() -> None:
@@ -109,6 +120,6 @@ def test_the_session_ends_with_the_loop() -> None:
         raise KeyError("the user's own")
 
     with pytest.raises(KeyError):
-        HDETTrainer(failing, collective_timeout_s=9, scaling_config=ScalingConfig(num_workers=0)).fit()
-    assert seen == [9]
+        HDETTrainer(failing, collective_timeout_s=12, scaling_config=ScalingConfig(num_workers=0)).fit()
+    assert seen == [12]
     assert current_session().collective_timeout_s is None
