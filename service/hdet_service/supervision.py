@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from hdet_ray.exceptions import HDETError
 from hdet_service import job_rows, told
 from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
@@ -108,7 +109,7 @@ class Supervision:
             if drivers is not None:
                 for job_id, submission in await self._store.read(job_rows.to_start):
                     if submission_id(job_id, submission) not in drivers:
-                        await self._advance(job_id, _starts)
+                        await self._try_advance(job_id, _starts)
                 await self._sweep(drivers)
             await self._delete_expired()
         await self.acts.settle(self._settings.tick_s)
@@ -131,7 +132,7 @@ class Supervision:
         await asyncio.to_thread(self._logs.copy_all, drivers)
         choices = {job_id: self._choice(job_id, before, drivers) for job_id, before in seen.items()}
         for job_id in await self._store.read(lambda session: _due(session, choices)):
-            job = await self._advance(job_id, choices[job_id])
+            job = await self._try_advance(job_id, choices[job_id])
             if job is not None and job.state == State.DEGRADED:
                 self._pulse.silent(job_id)
         return drivers
@@ -318,6 +319,16 @@ class Supervision:
 
         return await self._store.write(write)
 
+    async def _try_advance(self, job_id: str, choose: Choose) -> Job | None:
+        """The same; a job that can't be taken on keeps no other from it."""
+        try:
+            return await self._advance(job_id, choose)
+        except HDETError as error:
+            logger.error("no step taken: job=%s cause=%s", job_id, error)
+        except Exception:
+            logger.exception("no step taken: job=%s", job_id)
+        return None
+
     def _apply(self, session: Session, job: Job, step: Step, now_s: float) -> None:
         """Write a step down. Its effect waits in the session for the commit."""
         if step.failures is not None:
@@ -363,9 +374,12 @@ def _starts(_: Session, job: Job) -> Step | None:
 
 def _due(session: Session, choices: Mapping[str, Choose]) -> list[str]:
     """Jobs that have a step to take: at most looks there are none, and nothing is written then."""
-    due = []
-    for job_id, choose in choices.items():
+    return [job_id for job_id, choose in choices.items() if _is_due(session, job_id, choose)]
+
+
+def _is_due(session: Session, job_id: str, choose: Choose) -> bool:
+    try:
         job = job_rows.load(session, job_id)
-        if job is not None and choose(session, job) is not None:
-            due.append(job_id)
-    return due
+        return job is not None and choose(session, job) is not None
+    except Exception:  # whatever it is, it is said where the step is taken
+        return True

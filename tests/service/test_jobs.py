@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.orm import Session
 
 from hdet_service.problems import Conflict, Forbidden, IdempotencyMismatch, Invalid, NotFound
 from hdet_service.schemas import JobSpec
 from hdet_service.starter import DriverState, DriverStatus, Launch, LaunchRefusedError, StarterError
+from hdet_service.store.models import Job
 from tests.service.driven import BOSS, SAM, SPEC, Driven
 
 
@@ -242,6 +244,30 @@ def test_a_start_that_fails_for_now_is_tried_again(driven: Driven) -> None:
     del driven.starter.refusals[job_id]
     driven.tick()
     assert [launch.submission for launch in driven.starter.launches] == [1]
+
+
+def test_a_job_that_can_not_be_taken_on_keeps_no_other_from_it(driven: Driven) -> None:
+    broken, other = driven.submit_running(), driven.submit_running()
+
+    def spoil(session: Session) -> None:
+        session.get_one(Job, broken).reason = "OfANewerRelease"
+
+    driven.controller.store.write_sync(spoil)
+    driven.starter.end(driven.sid(broken))
+    driven.starter.end(driven.sid(other), exit_code=91)
+    driven.tick()
+    assert driven.state(other) == ("FAILED", "EntrypointError")
+    assert driven.job(broken).state == "RUNNING"
+
+
+def test_a_first_look_that_fails_does_not_end_the_service(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> NoReturn:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(driven.starter, "states", fail)
+    driven.run(driven.controller.start())
 
 
 def test_a_ray_that_is_silent_costs_no_job_anything(driven: Driven) -> None:
