@@ -372,9 +372,23 @@ def test_a_job_in_the_queue_is_canceled_at_once(driven: Driven) -> None:
 
 def test_a_job_that_finished_before_it_could_be_stopped_has_succeeded(driven: Driven) -> None:
     job_id = driven.submit_running()
+
+    def train_to_the_end(session: Session) -> None:
+        job = session.get_one(Job, job_id)
+        job.step = job.total_steps or 0
+
+    driven.controller.store.write_sync(train_to_the_end)
     driven.run(driven.controller.jobs.cancel(job_id, SAM))
     driven.note(job_id, "finished", outcome="succeeded")
     assert driven.state(job_id) == ("SUCCEEDED", "Completed")
+
+
+def test_a_job_that_is_canceled_while_it_pauses_is_canceled(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.run(driven.controller.jobs.pause(job_id, SAM))
+    driven.run(driven.controller.jobs.cancel(job_id, SAM))
+    driven.note(job_id, "finished", outcome="succeeded")
+    assert driven.state(job_id) == ("CANCELED", "Canceled")
 
 
 def test_pause_waits_for_the_checkpoint_then_stops_and_resume_goes_on(driven: Driven) -> None:
