@@ -34,7 +34,7 @@ from hdet_service.submission import (
     preview_of,
     read_admission,
 )
-from hdet_service.transitions import audit, enter, standing
+from hdet_service.transitions import audit, enter, standing, touch
 
 Change = Callable[[Session, Job, float], None]
 
@@ -198,6 +198,9 @@ class Jobs:
             if state in TERMINAL or job.wanted == Wanted.CANCELED:
                 raise Conflict(f"job {job_id} is {job.state} ({job.reason}): there is nothing to pause")
             if state is State.PAUSED or job.wanted in PAUSES:
+                if job.wanted == Wanted.DRAINED and wanted is Wanted.PAUSED:
+                    job.wanted = wanted.value  # the end of the drain lets it lie
+                    touch(job, now)
                 return
             job.wanted = wanted.value
             text = _by("Pausing", who, reason)

@@ -105,6 +105,8 @@ class Supervision:
         """One look around: what ended, what is due, what has to start or stop."""
         async with self._turn:
             drivers = await self._look()
+            for job_id in await self._store.read(job_rows.left_drained):
+                await self._try_advance(job_id, _goes_on)
             await self._admit(drivers or {})
             if drivers is not None:
                 for job_id, submission in await self._store.read(job_rows.to_start):
@@ -370,6 +372,13 @@ class Supervision:
 def _starts(_: Session, job: Job) -> Step | None:
     """Just admitted, or committed by a controller that is gone: hand it to Ray."""
     return None if is_handed_over(job) or job.wanted is not None else Step(effect=Effect.START)
+
+
+def _goes_on(session: Session, job: Job) -> Step | None:
+    """Paused for a drain that is over."""
+    if job_rows.is_draining(session) or (job.state, job.wanted) != (State.PAUSED, Wanted.DRAINED):
+        return None
+    return Step(state=State.QUEUED, reason=Reason.WAITING_FOR_SLOT, message="Resumed: the drain is over")
 
 
 def _due(session: Session, choices: Mapping[str, Choose]) -> list[str]:

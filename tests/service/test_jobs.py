@@ -521,6 +521,43 @@ def test_a_drain_pauses_what_runs_admits_nothing_and_its_end_resumes_both(driven
     assert {launch.job_id for launch in driven.starter.launches[1:]} == {running, waiting}
 
 
+def test_a_job_that_pauses_after_the_end_of_its_drain_goes_on_too(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    jobs = driven.controller.jobs
+    driven.run(jobs.drain(BOSS, "upgrade"))
+    assert driven.run(jobs.drain(BOSS, is_draining=False)) == []
+    driven.note(job_id, "paused", round=1)
+    for _ in range(3):
+        driven.tick()
+    assert driven.state(job_id) == ("STARTING", "Starting")
+    assert [launch.submission for launch in driven.starter.launches] == [1, 2]
+    assert driven.job(job_id).wanted is None
+
+
+@pytest.mark.parametrize("is_stopping", [True, False])
+def test_a_drained_job_that_is_paused_by_hand_stays_so_after_the_drain(
+    driven: Driven, *, is_stopping: bool
+) -> None:
+    job_id = driven.submit_running()
+    jobs = driven.controller.jobs
+    driven.run(jobs.drain(BOSS, "upgrade"))
+    if is_stopping:
+        driven.run(jobs.pause(job_id, SAM, "not yet"))
+    driven.note(job_id, "paused", round=1)
+    driven.tick()
+    driven.tick()
+    if not is_stopping:
+        driven.run(jobs.pause(job_id, SAM, "not yet"))
+    assert driven.state(job_id) == ("PAUSED", "Paused")
+    assert driven.events(job_id, "audit")[-1]["action"] == "pause"
+    driven.run(jobs.drain(BOSS, is_draining=False))
+    driven.tick()
+    assert driven.state(job_id) == ("PAUSED", "Paused")
+    driven.run(jobs.resume(job_id, SAM))
+    driven.tick()
+    assert driven.state(job_id) == ("STARTING", "Starting")
+
+
 def test_silence_counts_as_lost_replicas_only_past_both_bounds(driven: Driven) -> None:
     job_id = driven.submit_running()
     request: dict[str, Any] = {"job": job_id, "attempt": 1}
