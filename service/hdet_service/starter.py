@@ -127,7 +127,7 @@ class RecordingStarter:
         self.stopped: list[str] = []
         self.drivers: dict[str, DriverState] = {}
         self.is_up = True
-        self.refusals: dict[str, StarterError] = {}
+        self.refusals: dict[str, Exception] = {}
         """Errors that a start of a job raises, by job id."""
         self._lock = threading.Lock()
 

@@ -270,6 +270,16 @@ def test_a_first_look_that_fails_does_not_end_the_service(
     driven.run(driven.controller.start())
 
 
+def test_a_start_that_always_fails_whatever_with_counts_as_a_lost_driver(driven: Driven) -> None:
+    job_id = driven.submit(max_failures=0)
+    driven.starter.refusals[job_id] = ZeroDivisionError("a fault of ours")
+    for _ in range(5):
+        assert driven.state(job_id)[0] != "FAILED"
+        driven.tick()
+    assert driven.state(job_id) == ("FAILED", "DriverLost")
+    assert "ZeroDivisionError: a fault of ours" in driven.job(job_id).message
+
+
 def test_a_ray_that_is_silent_costs_no_job_anything(driven: Driven) -> None:
     job_id = driven.submit_running()
     driven.starter.is_up = False
