@@ -85,7 +85,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A transition, and what to do once it is committed. No state: only the effect."""
+    """A transition, and what to do once it is committed. No state: only the effect, or only the message."""
 
     state: State | None = None
     reason: Reason | None = None
@@ -95,6 +95,8 @@ class Step:
     not_before_s: float | None = None
     keeps_wanted: bool = False
     is_retry: bool = False
+    only_message: bool = False
+    """The same standing in newer words: no transition and no event."""
     replicas: int | None = None
     """How many replicas train in the new state, where that is known."""
 
