@@ -41,7 +41,8 @@ def store_run(session: Session, lines: list[str], job_id: str = JOB) -> None:
     session.add(LedgerStart(job_id=job_id, round=0, header=json.loads(lines[0])))
     for round, line in enumerate(lines[1:]):
         session.add(Round(job_id=job_id, attempt=1, round=round, item=line, at_s=1000.0 + round))
-        session.add(Event(job_id=job_id, type="round", data={"round": round}, at_s=1000.0 + round))
+        for type in ("round", "checkpoint"):
+            session.add(Event(job_id=job_id, type=type, data={"round": round}, at_s=1000.0 + round))
 
 
 def tidy(store: Store, keep: int = 100, **settings: Any) -> Tidied:
@@ -123,11 +124,12 @@ def test_a_summary_tells_loss_base_and_what_operators_asked_for() -> None:
     assert "values" not in summary["plan"]
 
 
-def test_thinning_is_said_once_a_pass_and_round_events_go_with_their_rounds(store: Store) -> None:
+def test_thinning_is_said_once_a_pass_and_events_of_rounds_go_with_them(store: Store) -> None:
     store.write_sync(lambda session: store_run(session, LINES))
     tidy(store)
     assert events(store, "ledger") == [{"thinned": True, "from_round": 0, "starts_at_round": 125}]
-    assert [data["round"] for data in events(store, "round")] == list(range(125, 225))
+    for type in ("round", "checkpoint"):
+        assert [data["round"] for data in events(store, type)] == list(range(125, 225))
 
 
 def test_a_pass_begins_a_tenth_above_what_is_kept(store: Store) -> None:
