@@ -6,6 +6,7 @@ done about it and before it is answered.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -286,8 +287,8 @@ class Jobs:
             session.info.setdefault("deleted", []).append(job_id)
 
         await self._store.write(write)
-        self._logs.delete(job_id)
-        _remove_own_run(self._settings, job_id)
+        await asyncio.to_thread(self._logs.delete, job_id)
+        await asyncio.to_thread(_remove_own_run, self._settings, job_id)
 
     # ---- draining
 

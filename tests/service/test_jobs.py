@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -501,6 +503,19 @@ def test_only_a_job_that_has_ended_is_deleted_and_its_output_goes_with_it(driven
         driven.job(job_id)
     assert not kept.exists()
     assert not run.exists()
+
+
+def test_nobody_waits_while_the_files_of_a_deleted_job_are_removed(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = driven.submit()
+    jobs = driven.controller.jobs
+    driven.run(jobs.cancel(job_id, SAM))
+    threads = []
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: threads.append(threading.current_thread()))
+    driven.run(jobs.delete(job_id, SAM))
+    assert len(threads) == 2  # its output and its run
+    assert threading.main_thread() not in threads
 
 
 def test_a_job_is_deleted_when_its_time_after_its_end_is_over(driven: Driven) -> None:
