@@ -33,7 +33,7 @@ from hdet_service.metrics import (
 )
 from hdet_service.metrics import runs as run_views
 from hdet_service.metrics.page import with_table
-from hdet_service.states import State
+from hdet_service.states import Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, OverrideRow, Transition
 from tests.service.recorded_runs import RecordedRun, stored_lines
@@ -243,7 +243,9 @@ def test_wanted_and_present_replicas_follow_the_jobs_state(store: Store, metrics
         values = values_of(metrics)
         shown = [value(values, "hdet_replicas", run, state=s) for s in ("wanted", "present")]
         assert shown == [wanted, present], state
-    run.set_job(state=State.DEGRADED, replicas_present=0)
+    run.set_job(state=State.QUEUED, reason=Reason.WAITING_FOR_SLOT, finished_s=None)
+    assert value(values_of(metrics), "hdet_replicas", run, state="wanted") == 0
+    run.set_job(state=State.DEGRADED, reason=Reason.REPLICA_LOST, replicas_present=0)
     assert value(values_of(metrics), "hdet_replicas", run, state="present") == 0
 
 

@@ -24,7 +24,7 @@ from hdet_service.metrics.catalogue import METRICS, Metric
 from hdet_service.metrics.counts import Key, cumulative, rows_by_job
 from hdet_service.metrics.requests import RequestTally
 from hdet_service.metrics.runs import RunView, view_from_database
-from hdet_service.states import ACTIVE, TERMINAL, State
+from hdet_service.states import ACTIVE, TERMINAL, Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Counter, Job, OverrideRow
 
@@ -197,6 +197,7 @@ def _runs(is_shown: ColumnElement[bool]):  # type: ignore[no-untyped-def]  # SQL
         select(
             Job.id,
             Job.state,
+            Job.reason,
             Job.attempt,
             Job.round,
             Job.step,
@@ -212,7 +213,8 @@ def _runs(is_shown: ColumnElement[bool]):  # type: ignore[no-untyped-def]  # SQL
 
 
 def _add_row(families: _Families, row: Row[tuple[object, ...]]) -> None:
-    is_on = row.state in (State.STARTING, State.RUNNING, State.DEGRADED, State.QUEUED)
+    waits_for_slot = (row.state, row.reason) == (State.QUEUED, Reason.WAITING_FOR_SLOT)
+    is_on = row.state in (State.STARTING, State.RUNNING, State.DEGRADED, State.QUEUED) and not waits_for_slot
     present = row.replicas_present if row.state in ACTIVE else 0
     families.add(catalogue.REPLICAS, [row.id, "wanted"], (row.max_replicas or 1) if is_on else 0)
     families.add(catalogue.REPLICAS, [row.id, "present"], present)
