@@ -30,6 +30,7 @@ from hdet_service.metrics import (
     SyncFailure,
     add_counts,
     one,
+    scrape,
 )
 from hdet_service.metrics import runs as run_views
 from hdet_service.metrics.page import with_table
@@ -491,6 +492,16 @@ def test_views_of_jobs_that_are_over_are_given_up(store: Store, metrics: Metrics
     clock.now += GRACE_S + 1
     metrics.render()
     assert metrics._views == {}
+
+
+def test_where_nobody_scrapes_the_newest_views_alone_are_kept(
+    store: Store, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape, "MAX_VIEWS", 2)
+    view = RecordedRun(store, "a").advance(1)[0]
+    for job_id in ("a", "b", "a", "c"):
+        metrics.observe_round(job_id, view)
+    assert list(metrics._views) == ["a", "c"]
 
 
 def test_a_view_that_is_newer_than_the_transaction_is_shown(store: Store, metrics: Metrics) -> None:

@@ -30,6 +30,9 @@ from hdet_service.store.models import Counter, Job, OverrideRow
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
+MAX_VIEWS = 1024
+"""Views that rounds leave behind: a scrape gives up those of jobs that are over, but there may be none."""
+
 _PERSISTED = tuple(m for m in METRICS if m.is_of_run and m.kind != "gauge")
 _ONLY_WITH_SEARCH = frozenset({catalogue.SEARCH_DEAD.name, catalogue.SEARCH_STEPS.name})
 
@@ -88,7 +91,11 @@ class Metrics(RequestTally):
 
     def observe_round(self, job_id: str, view: RunView) -> None:
         """Take a run's view from where it was decided, so that the next scrape need not read it."""
-        self._views[job_id] = view
+        self._views.pop(job_id, None)
+        self._views[job_id] = view  # the newest stands last
+        if len(self._views) > MAX_VIEWS:  # nobody scrapes, or reads the rest from the database
+            for oldest in list(self._views)[:-MAX_VIEWS]:
+                self._views.pop(oldest, None)
 
     async def scrape(self) -> bytes:
         """The exposition, in Prometheus' text format; made in one of the store's reading threads."""
