@@ -179,7 +179,6 @@ class Supervision:
             for job_id in chosen:
                 job = session.get_one(Job, job_id)
                 job.submission += 1
-                job.ray_submission_id = submission_id(job_id, job.submission)
                 job.not_before_s = None
                 enter(session, job, State.STARTING, Reason.STARTING, f"Starting driver {job.submission}", now)
 

@@ -25,7 +25,6 @@ from hdet_service.metrics import (
     SYNC_FAILURES,
     Metrics,
     OverrideResult,
-    RunView,
     SubmissionResult,
     SyncFailure,
     add_counts,
@@ -507,9 +506,7 @@ def test_where_nobody_scrapes_the_newest_views_alone_are_kept(
 def test_a_view_that_is_newer_than_the_transaction_is_shown(store: Store, metrics: Metrics) -> None:
     run = RecordedRun(store, "a")
     run.advance(2)
-    newer = RunView.after_round(
-        1, report=run.advance(1)[0].report, verdict=None, state=run.state, plan=run.plan
-    )
+    newer = run.advance(1)[0]
     run.restart(2)
     run.set_job(attempt=1)
     metrics.observe_round("a", newer)
