@@ -61,7 +61,12 @@ class Controller:
         self.runs = Runs(store, epoch=self.epoch, metrics=self.metrics)
         self.supervision = Supervision(store, settings, starter, self.logs, self._expire)
         self._has_work = asyncio.Event()
-        self._housekeeping = Housekeeping(store, keep_rounds=settings.ledger_full_rounds)
+        self._housekeeping = Housekeeping(
+            store,
+            keep_rounds=settings.ledger_full_rounds,
+            packages=settings.packages_path,
+            packages_kept_s=settings.package_keep_days * 86_400.0,
+        )
         self._clockwork: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:

@@ -143,7 +143,10 @@ def check_package(session: Session, spec: JobSpec, used_s: float | None = None) 
         return
     package = session.get(Package, spec.package)
     if package is None:
-        text = f"package {spec.package} was never uploaded; PUT /v1/packages/{spec.package} first"
+        text = (
+            f"package {spec.package} was never uploaded, or is gone since nobody used it for long; "
+            f"PUT /v1/packages/{spec.package} first"
+        )
         raise Invalid(text, errors=[{"field": "runtime_env.working_dir", "message": "never uploaded"}])
     if used_s is not None:
         package.used_s = used_s
