@@ -76,11 +76,13 @@ def override(
         raise ConfigError(
             "give one of --set VALUE, --scale FACTOR and --remove ID, as --scale 0.5 to halve a rate"
         )
+    if remove is not None and dry_run:
+        raise ConfigError("--dry-run shows what a new override would change; leave it out with --remove")
     body = {} if remove else override_body(set_to, scale, hparam, group, at_round, for_rounds, reason)
     with service("schedule override") as client:
         job_id = client.find_job(job)["id"]
         if remove is not None:
-            taken = client.remove_override(job_id, remove)
+            taken = client.remove_override(job_id, remove, if_match=if_match, reason=reason)
             if as_json:
                 print_json(taken)
             else:
@@ -97,7 +99,7 @@ def override(
         if as_json:
             print_json(made)
         else:
-            typer.echo(_told(made))
+            typer.echo(outcome_text(made))
         if made["state"] == "refused":
             raise typer.Exit(EXIT_REFUSED)
 
@@ -178,6 +180,22 @@ def override_body(
     return {name: item for name, item in body.items() if item is not None}
 
 
+def outcome_text(override: Override) -> str:
+    """What has become of an override."""
+    state, override_id = override["state"], override["id"]
+    if state == "refused":
+        return f"override {override_id} was refused: {override['refusal']}"
+    if state == "applied":
+        return f"override {override_id} is applied since round {override['applied_round']}"
+    if state == "expired":
+        return f"override {override_id} was applied at round {override['applied_round']} and has expired"
+    if state == "removed":
+        return f"override {override_id} was taken back"
+    due = override.get("applies_at_round")
+    when = "after the search" if due is None else f"at round {due}"
+    return f"override {override_id} is pending and applies {when}"
+
+
 def _steer(
     text: str,
     hparam: str,
@@ -226,14 +244,3 @@ def _show_preview(preview: dict[str, Any], as_json: bool) -> None:
 
     console().print(preview_view(preview), highlight=False)
     typer.echo("nothing was changed; leave out --dry-run to do it")
-
-
-def _told(override: Override) -> str:
-    state, override_id = override["state"], override["id"]
-    if state == "refused":
-        return f"override {override_id} was refused: {override['reason']}"
-    if state == "applied":
-        return f"override {override_id} is applied since round {override['applied_round']}"
-    due = override.get("applies_at_round")
-    when = "after the search" if due is None else f"at round {due}"
-    return f"override {override_id} is {state} and applies {when}"

@@ -11,22 +11,25 @@ import importlib
 import inspect
 import logging
 import os
+import posixpath
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-from hdet_ray.exceptions import ConfigError
+from hdet_ray.exceptions import CheckpointError, ConfigError
 from hdet_ray.train.failures import last_line, own_error
 from hdet_ray.train.group_notes import LossNotes, StandingNotes
 from hdet_ray.train.hopeless import end_of
 from hdet_ray.train.notes import Notes
 from hdet_ray.train.outcomes import DriverExit
 from hdet_ray.train.settings import JobSettings, job_settings
+from hdet_ray.train.storage import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ _PATIENCE_S = 60.0
 
 _RESIZE_INTERVAL_S = 15.0
 """How often Ray looks for added capacity while a group trains."""
+
+_COLLECTIVE_TIMEOUT_S = 60.0
+"""Where the spec is an older service's, which knows no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,10 @@ def run_job(job: JobSettings, notes: Notes) -> End:
         return End(DriverExit.ENTRYPOINT_ERROR, str(error))
     notes.tell("imported", {}, patience_s=_PATIENCE_S)
     try:
+        check_storage(job)
+    except CheckpointError as error:
+        return End(DriverExit.CHECKPOINT_ERROR, str(error))
+    try:
         trainer = build_trainer(loop, job, notes)
         notes.tell("started", {}, patience_s=1.0)
         trainer.fit()
@@ -93,6 +103,31 @@ def run_job(job: JobSettings, notes: Notes) -> End:
         traceback.print_exc()
         return _failed(error)
     return End(DriverExit.COMPLETED)
+
+
+def check_storage(job: JobSettings) -> None:
+    """The run's folder can be made and written from here, where Ray would only end with a traceback.
+
+    Raises:
+        CheckpointError: it can't; names the place and the remedy.
+    """
+    if job.storage_path is None:
+        return  # Ray's own default
+    try:
+        if not ("://" in job.storage_path or os.path.isabs(job.storage_path)):
+            raise ConfigError("it is neither an absolute path nor a URI")
+        filesystem, path = resolve(job.storage_path)
+        folder = posixpath.join(path, job.job)
+        filesystem.create_dir(folder, recursive=True)
+        probe = posixpath.join(folder, f".hdet-written-{job.submission}")
+        with filesystem.open_output_stream(probe) as writer:
+            writer.write(b"1")
+        filesystem.delete_file(probe)
+    except (ConfigError, OSError, pyarrow.ArrowException) as error:
+        raise CheckpointError(
+            f"the storage {job.storage_path} can't be used ({error}); give the job a checkpoint.storage_path "
+            "(or the service HDET_STORAGE) that exists and that its processes may write"
+        ) from error
 
 
 def load_loop(entrypoint: str, config: Mapping[str, Any]) -> Callable[..., Any]:
@@ -157,9 +192,9 @@ def build_trainer(loop: Callable[..., Any], job: JobSettings, notes: Notes) -> A
         loop,
         train_loop_config=dict(spec.get("config") or {}),
         ranks_per_replica=ranks_per_replica,
-        collective_timeout_s=float(spec["collective_timeout_s"]),
+        collective_timeout_s=float(spec.get("collective_timeout_s", _COLLECTIVE_TIMEOUT_S)),
         checkpoint_every_rounds=int(checkpoint["every_rounds"]),
-        checkpoint_sync=bool(checkpoint["sync"]),
+        checkpoint_sync=bool(checkpoint.get("sync", False)),
         checkpoint_keep=int(checkpoint["keep"]),
         scaling_config=ScalingConfig(
             num_workers=num_workers,  # type: ignore[arg-type]  # typed for Ray's old API

@@ -11,7 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hdet_ray.core.codec import canonical_text, digest_of_json, to_json
@@ -56,7 +56,6 @@ class Due:
     state: ScheduleState
     """Before the round's report."""
     report: RoundReport
-    telemetry: Mapping[str, Any] = field(default_factory=dict)
     answer: Answer | None = None
     has_failed: bool = False
     """A call for it failed, so nobody needs to wait for it."""
@@ -310,7 +309,6 @@ class Outbox:
             epoch_seen=self.epoch_seen,
             report=canonical_text(to_json(due.report)),
             decided=None if due.plan_digest is None else {"plan_digest": due.plan_digest},
-            telemetry=due.telemetry,
         )
 
     def _opening(self, state: ScheduleState) -> OpenRequest:

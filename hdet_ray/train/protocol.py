@@ -81,7 +81,6 @@ class ExchangeRequest:
     decided: Mapping[str, str] | None = None
     """``{"plan_digest": …}``: the run has already gone on with this plan, decided with the report's own
     commands."""
-    telemetry: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,8 +39,6 @@ boundary's, the first rounds were decided alone though nothing was wrong."""
 CATCH_UP_ROUNDS = 16
 """Where more is undelivered than so many rounds ago though calls succeed, training waits for the delivery."""
 
-Telemetry = Callable[[], Mapping[str, Any]]
-
 
 class Courier(Protocol):
     """Has an outbox delivered while others wait for it, or not."""
@@ -68,7 +66,6 @@ class RemoteControl:
         open_timeout_s: How long the beginning of an attempt does, where the controller is silent; one that is
             known to be away is not waited for.
         ledger: The run's own ledger file, kept as a run without a controller keeps it.
-        telemetry: What is told beside each report.
         courier: Delivers; a thread of this process unless given.
     """
 
@@ -80,13 +77,11 @@ class RemoteControl:
         control_timeout_s: float = CONTROL_TIMEOUT_S,
         open_timeout_s: float = OPEN_TIMEOUT_S,
         ledger: Path | None = None,
-        telemetry: Telemetry | None = None,
         courier: Courier | None = None,
     ) -> None:
         self.ledger = ledger
         self._timeout_s = control_timeout_s
         self._open_timeout_s = open_timeout_s
-        self._telemetry = telemetry
         self._outbox = Outbox(identity, transport, None if ledger is None else RoundLines(ledger))
         self._courier = courier or ThreadCourier()
         self._lag = (0, 0)
@@ -128,7 +123,7 @@ class RemoteControl:
             FencedError: a newer attempt of the run has begun.
         """
         self._check_fence()
-        due = Due(state, report, {} if self._telemetry is None else self._telemetry())
+        due = Due(state, report)
         if self._is_outrunning(report.round):
             self._courier.wait(lambda: self._outbox.is_idle or self._has_broken(), self._timeout_s)
         if self._outbox.is_idle:

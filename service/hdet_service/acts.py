@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from hdet_ray.exceptions import HDETError
 from hdet_service.job_rows import load
 from hdet_service.launches import launch_of, submission_id
 from hdet_service.reconcile import Effect, Ending, Outcome
@@ -25,7 +26,7 @@ from hdet_service.store.models import Job
 logger = logging.getLogger(__name__)
 
 MAX_START_ERRORS = 5
-"""A driver that Ray fails to take so often in a row counts as lost."""
+"""A driver that fails to start so often in a row counts as lost."""
 _IN_SESSION = "effects"
 
 
@@ -120,17 +121,17 @@ class Acts:
         job = await self._store.read(lambda session: load(session, job_id))
         if job is None or job.submission != submission or is_handed_over(job):
             return  # it was canceled, or its driver has been heard of
-        launch = launch_of(job, self._settings)
-        sid = launch.submission_id
+        sid = submission_id(job_id, submission)
         try:
-            await asyncio.to_thread(self._starter.start, launch)
-        except StarterError as error:
+            await asyncio.to_thread(self._starter.start, launch_of(job, self._settings))
+        except Exception as error:  # whatever it is, it must not come again for ever
             errors = self._start_errors[sid] = self._start_errors.get(sid, 0) + 1
-            logger.warning("driver not started: submission=%s try=%d cause=%s", sid, errors, error)
+            cause = str(error) if isinstance(error, HDETError) else f"{type(error).__name__}: {error}"
+            logger.warning("driver not started: submission=%s try=%d cause=%s", sid, errors, cause)
             if isinstance(error, LaunchRefusedError):
-                outcome = Outcome(ending=Ending.FAILED, reason=Reason.ENTRYPOINT_ERROR, message=str(error))
+                outcome = Outcome(ending=Ending.FAILED, reason=Reason.ENTRYPOINT_ERROR, message=cause)
             elif errors >= MAX_START_ERRORS:
-                outcome = Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=str(error))
+                outcome = Outcome(ending=Ending.LOST, reason=Reason.DRIVER_LOST, message=cause)
             else:
                 return
             del self._start_errors[sid]

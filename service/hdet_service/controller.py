@@ -61,7 +61,12 @@ class Controller:
         self.runs = Runs(store, epoch=self.epoch, metrics=self.metrics)
         self.supervision = Supervision(store, settings, starter, self.logs, self._expire)
         self._has_work = asyncio.Event()
-        self._housekeeping = Housekeeping(store, keep_rounds=settings.ledger_full_rounds)
+        self._housekeeping = Housekeeping(
+            store,
+            keep_rounds=settings.ledger_full_rounds,
+            packages=settings.packages_path,
+            packages_kept_s=settings.package_keep_days * 86_400.0,
+        )
         self._clockwork: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
@@ -70,7 +75,7 @@ class Controller:
         self.events.attach(loop)
         self.supervision.acts.attach(loop)
         await self.store.read(self._prune_logs)
-        await self.tick()
+        await self._try_tick()
         self._clockwork = tuple(asyncio.create_task(work) for work in (self._run(), self._housekeeping.run()))
 
     async def stop(self) -> None:
@@ -113,17 +118,21 @@ class Controller:
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self.tick()
-            except HDETError as error:  # a full disk, a locked database: they may pass
-                logger.error("tick failed: %s", error)
-            except Exception:
-                logger.exception("tick failed")
+            await self._try_tick()
             self._has_work.clear()
             try:
                 await asyncio.wait_for(self._has_work.wait(), self.settings.tick_s)
             except TimeoutError:
                 continue
+
+    async def _try_tick(self) -> None:
+        """A tick; where it fails, the next one tries again."""
+        try:
+            await self.tick()
+        except HDETError as error:  # a full disk, a locked database: they may pass
+            logger.error("tick failed: %s", error)
+        except Exception:
+            logger.exception("tick failed")
 
     async def _expire(self, job_id: str) -> None:
         try:

@@ -61,10 +61,6 @@ class EventBus:
         """Deliver on this loop from now on."""
         self._loop = loop
 
-    def record(self, session: Session, job_id: str, type: str, data: Mapping[str, Any], at_s: float) -> Event:
-        """See `record`."""
-        return record(session, job_id, type, data, at_s)
-
     def after_commit(self, info: Mapping[Any, Any]) -> None:
         """`Store.on_commit`'s listener; runs in the writer's thread."""
         events = info.get(_IN_SESSION)

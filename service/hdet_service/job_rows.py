@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from hdet_service.reconcile import Wanted
 from hdet_service.states import ACTIVE, Reason, State
-from hdet_service.store.models import WITHOUT_SCHEDULE, Job
+from hdet_service.store.models import WITHOUT_SCHEDULE, ControllerRow, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,20 @@ def to_start(session: Session) -> list[tuple[str, int]]:
     )
     rows = session.execute(query.order_by(Job.priority.desc(), Job.id))
     return [(job_id, submission) for job_id, submission in rows]
+
+
+def is_draining(session: Session) -> bool:
+    """Whether nothing is admitted now."""
+    row = session.get(ControllerRow, 1)
+    return row is not None and row.is_draining
+
+
+def left_drained(session: Session) -> list[str]:
+    """Jobs that paused for a drain which is over: one of them may still have been stopping at its end."""
+    if is_draining(session):
+        return []
+    query = select(Job.id).where(Job.state == State.PAUSED.value, Job.wanted == Wanted.DRAINED.value)
+    return list(session.scalars(query))
 
 
 def expiries(session: Session) -> list[tuple[float, str]]:

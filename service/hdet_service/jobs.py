@@ -6,6 +6,7 @@ done about it and before it is answered.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from hdet_service.submission import (
     preview_of,
     read_admission,
 )
-from hdet_service.transitions import audit, enter, standing
+from hdet_service.transitions import audit, enter, standing, touch
 
 Change = Callable[[Session, Job, float], None]
 
@@ -198,6 +199,9 @@ class Jobs:
             if state in TERMINAL or job.wanted == Wanted.CANCELED:
                 raise Conflict(f"job {job_id} is {job.state} ({job.reason}): there is nothing to pause")
             if state is State.PAUSED or job.wanted in PAUSES:
+                if job.wanted == Wanted.DRAINED and wanted is Wanted.PAUSED:
+                    job.wanted = wanted.value  # the end of the drain lets it lie
+                    touch(job, now)
                 return
             job.wanted = wanted.value
             text = _by("Pausing", who, reason)
@@ -283,8 +287,8 @@ class Jobs:
             session.info.setdefault("deleted", []).append(job_id)
 
         await self._store.write(write)
-        self._logs.delete(job_id)
-        _remove_own_run(self._settings, job_id)
+        await asyncio.to_thread(self._logs.delete, job_id)
+        await asyncio.to_thread(_remove_own_run, self._settings, job_id)
 
     # ---- draining
 

@@ -16,19 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from hdet_service.package_check import check_zip
 from hdet_service.problems import Invalid, RequestTimeout, Unavailable
 from hdet_service.reading import too_large
+from hdet_service.states import TERMINAL, State
 from hdet_service.store.database import Store
-from hdet_service.store.models import Audit, Package
+from hdet_service.store.models import Job, Package
+from hdet_service.transitions import audit
 
 log = logging.getLogger(__name__)
 
 CHUNK_TIMEOUT_S = 60.0
 _BATCH_BYTES = 1 << 20
 _INCOMING = ".incoming-"
+_MAX_DROPPED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,14 @@ class Packages:
         try:
             size_bytes = await self._write(draft, sha256, chunks)
             await asyncio.to_thread(check_zip, draft)
-            await asyncio.to_thread(_settle, draft, self.path_of(sha256))
+            now = self._store.clock()
+
+            def keep(session: Session) -> Received:
+                # Inside the write: `drop_unused` deletes a file where no row names it any more.
+                _settle(draft, self.path_of(sha256))
+                return _keep(session, sha256, size_bytes, owner, now)
+
+            return await self._store.write(keep)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -86,8 +97,6 @@ class Packages:
             ) from error
         finally:
             draft.unlink(missing_ok=True)
-        now = self._store.clock()
-        return await self._store.write(lambda session: _keep(session, sha256, size_bytes, owner, now))
 
     async def _write(self, draft: Path, sha256: str, chunks: AsyncIterator[bytes]) -> int:
         digest = hashlib.sha256()
@@ -117,6 +126,34 @@ class Packages:
 def package_path(folder: Path, sha256: str) -> Path:
     """Name of a package's file; ``.zip``, since Ray asks for it."""
     return folder / f"{sha256}.zip"
+
+
+def drop_unused(session: Session, folder: Path, *, before_s: float, now_s: float) -> int:
+    """Delete packages that were used last before then, row and file; how many they were.
+
+    One that a job which has not ended names stays: a retry uploads it to Ray again.
+    """
+    named = func.json_extract(Job.spec, "$.runtime_env.working_dir")
+    going_on = [state.value for state in State if state not in TERMINAL]
+    is_needed = exists().where(Job.state.in_(going_on), named == Package.sha256)
+    query = select(Package).where(Package.used_s < before_s, ~is_needed).limit(_MAX_DROPPED)
+    rows = session.scalars(query).all()
+    for row in rows:
+        session.delete(row)
+        audit(
+            session,
+            actor="controller",
+            action="package.delete",
+            job_id=None,
+            before={"sha256": row.sha256, "size_bytes": row.size_bytes},
+            after=None,
+            reason="nobody has used it for long",
+            now_s=now_s,
+        )
+    session.flush()
+    for row in rows:
+        package_path(folder, row.sha256).unlink(missing_ok=True)
+    return len(rows)
 
 
 async def _timed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -153,15 +190,14 @@ def _keep(session: Session, sha256: str, size_bytes: int, owner: str, now: float
         return Received(row, is_new=False)
     row = Package(sha256=sha256, size_bytes=size_bytes, created_by=owner, created_s=now, used_s=now)
     session.add(row)
-    session.add(
-        Audit(
-            actor=owner,
-            action="package.upload",
-            job_id=None,
-            before=None,
-            after={"sha256": sha256, "size_bytes": size_bytes},
-            reason="",
-            at_s=now,
-        )
+    audit(
+        session,
+        actor=owner,
+        action="package.upload",
+        job_id=None,
+        before=None,
+        after={"sha256": sha256, "size_bytes": size_bytes},
+        reason="",
+        now_s=now,
     )
     return Received(row, is_new=True)

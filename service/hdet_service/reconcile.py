@@ -85,7 +85,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A transition, and what to do once it is committed. No state: only the effect."""
+    """A transition, and what to do once it is committed. No state: only the effect, or only the message."""
 
     state: State | None = None
     reason: Reason | None = None
@@ -95,6 +95,8 @@ class Step:
     not_before_s: float | None = None
     keeps_wanted: bool = False
     is_retry: bool = False
+    only_message: bool = False
+    """The same standing in newer words: no transition and no event."""
     replicas: int | None = None
     """How many replicas train in the new state, where that is known."""
 
@@ -127,7 +129,7 @@ def next_step(
 
 def settle(job: Standing, outcome: Outcome, now_s: float, bounds: Bounds) -> Step:
     """Where a job goes whose driver has ended, or has said that it does."""
-    if outcome.ending is Ending.COMPLETED and not _is_paused(job):
+    if outcome.ending is Ending.COMPLETED and _is_complete(job):
         return Step(state=State.SUCCEEDED, reason=Reason.COMPLETED, message=outcome.message)
     if job.wanted is Wanted.CANCELED:
         return Step(state=State.CANCELED, reason=Reason.CANCELED, message=job.message)
@@ -231,9 +233,14 @@ def _silence(job: Standing, now_s: float, bounds: Bounds) -> Step | None:
     )
 
 
-def _is_paused(job: Standing) -> bool:
-    """A driver ends with 0 after a pause as after the last step: only the steps tell."""
-    return job.wanted in PAUSES and (job.total_steps is None or job.step < job.total_steps)
+def _is_complete(job: Standing) -> bool:
+    """A driver ends with 0 after a pause as after the last step: only the steps tell.
+
+    One that was canceled may have paused just before. Where the steps are not known, its word counts.
+    """
+    if job.total_steps is None:
+        return job.wanted not in PAUSES
+    return job.step >= job.total_steps or not (job.wanted in PAUSES or job.wanted is Wanted.CANCELED)
 
 
 def _retry(job: Standing, outcome: Outcome, now_s: float, bounds: Bounds) -> Step:

@@ -320,8 +320,6 @@ class Runs:
             record_checkpoint(session, job, request, self._clock())
             if _has_gone_back(job):
                 job.resume_round = None  # from here on its newest checkpoint counts
-        elif request.kind == "lost":
-            _count_failure(session, job.id, SyncFailure.INTERRUPTED)
         return self._answer("ok", directive=_directive(job))
 
     # ---- answers

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Metrics of a finished job go away after this."""
     ledger_full_rounds: int = Field(default=10_000, ge=10)
     """Newest rounds of a job that are kept in full."""
+    package_keep_days: float = Field(default=30.0, gt=0)
+    """An uploaded package that no job needs is deleted so long after its last use."""
 
     # The cluster.
     ray_address: str | None = None

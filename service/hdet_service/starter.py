@@ -7,6 +7,7 @@ controller calls them in threads.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT_S = 60.0
 PREFIX = "hdet-"
-"""Of our submissions' ids, among whatever else runs on the cluster."""
+_OUR_ID = re.compile(rf"{PREFIX}[0-9A-HJKMNP-TV-Z]{{26}}-[0-9]+")
+
+
+def is_ours(submission_id: str | None) -> bool:
+    """Whether a submission is one of ours, among whatever else runs on the cluster: ``hdet-<ULID>-<n>``."""
+    return submission_id is not None and _OUR_ID.fullmatch(submission_id) is not None
 
 
 class StarterError(HDETError, RuntimeError):
@@ -121,7 +127,7 @@ class RecordingStarter:
         self.stopped: list[str] = []
         self.drivers: dict[str, DriverState] = {}
         self.is_up = True
-        self.refusals: dict[str, StarterError] = {}
+        self.refusals: dict[str, Exception] = {}
         """Errors that a start of a job raises, by job id."""
         self._lock = threading.Lock()
 
@@ -219,7 +225,7 @@ class RayStarter:
         return {
             info.submission_id: self._state(info)
             for info in self._ask("list_jobs")
-            if info.submission_id is not None and info.submission_id.startswith(PREFIX)
+            if is_ours(info.submission_id)
         }
 
     def forget(self, submission_ids: Collection[str]) -> None:

@@ -14,12 +14,13 @@ from sqlalchemy.orm import Session
 
 from hdet_service.admission import Waiting, position
 from hdet_service.auth import Principal
+from hdet_service.job_rows import is_draining
 from hdet_service.launches import MAX_VARIABLE_BYTES, environment_bytes, storage_path
 from hdet_service.problems import Forbidden, IdempotencyMismatch, Invalid
 from hdet_service.schemas import JobSpec
 from hdet_service.settings import Settings
 from hdet_service.states import ACTIVE, Reason, State
-from hdet_service.store.models import ControllerRow, Idempotency, Job, JobLabel, Package
+from hdet_service.store.models import Idempotency, Job, JobLabel, Package
 from hdet_service.transitions import audit, enter, standing
 
 
@@ -142,7 +143,10 @@ def check_package(session: Session, spec: JobSpec, used_s: float | None = None) 
         return
     package = session.get(Package, spec.package)
     if package is None:
-        text = f"package {spec.package} was never uploaded; PUT /v1/packages/{spec.package} first"
+        text = (
+            f"package {spec.package} was never uploaded, or is gone since nobody used it for long; "
+            f"PUT /v1/packages/{spec.package} first"
+        )
         raise Invalid(text, errors=[{"field": "runtime_env.working_dir", "message": "never uploaded"}])
     if used_s is not None:
         package.used_s = used_s
@@ -150,7 +154,6 @@ def check_package(session: Session, spec: JobSpec, used_s: float | None = None) 
 
 def read_admission(session: Session, settings: Settings) -> Admission:
     """Slots and queue, inside a read or a write."""
-    row = session.get(ControllerRow, 1)
     states = [state.value for state in (*ACTIVE, State.QUEUED)]
     rows = session.execute(
         select(Job.id, Job.state, Job.priority, Job.not_before_s).where(Job.state.in_(states))
@@ -163,7 +166,7 @@ def read_admission(session: Session, settings: Settings) -> Admission:
             for id, state, priority, not_before_s in rows
             if state == State.QUEUED
         ),
-        is_draining=row is not None and row.is_draining,
+        is_draining=is_draining(session),
     )
 
 

@@ -12,9 +12,10 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from hdet_ray.exceptions import HDETError
 from hdet_service import job_rows, told
 from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
@@ -22,7 +23,7 @@ from hdet_service.events import record
 from hdet_service.job_rows import Seen
 from hdet_service.launches import exit_meaning, submission_id
 from hdet_service.logs import Logs, split_id
-from hdet_service.metrics import REPLICA_FAILURES, add_counts, one
+from hdet_service.metrics import REPLICA_FAILURES, SYNC_FAILURES, SyncFailure, add_counts, one
 from hdet_service.metrics.catalogue import FAILURE_REASONS
 from hdet_service.pulse import Pulse
 from hdet_service.reconcile import (
@@ -44,7 +45,7 @@ from hdet_service.states import ACTIVE, TERMINAL, Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, Transition
 from hdet_service.submission import read_admission
-from hdet_service.transitions import ENTERED, enter
+from hdet_service.transitions import ENTERED, enter, touch
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Supervision:
         """Drivers on Ray's list that no job stands for (any more), by when that was seen first."""
         self._finished: set[str] = set()
         """Drivers that have said their last word."""
+        self._losses: dict[str, tuple[int, float]] = {}
+        """The newest loss that each job was told, by which driver and when: said twice, it counts once."""
         self._next_look_s = 0.0
         self._next_expiry_s = 0.0
         self._is_ray_silent = False
@@ -104,11 +107,13 @@ class Supervision:
         """One look around: what ended, what is due, what has to start or stop."""
         async with self._turn:
             drivers = await self._look()
+            for job_id in await self._store.read(job_rows.left_drained):
+                await self._try_advance(job_id, _goes_on)
             await self._admit(drivers or {})
             if drivers is not None:
                 for job_id, submission in await self._store.read(job_rows.to_start):
                     if submission_id(job_id, submission) not in drivers:
-                        await self._advance(job_id, _starts)
+                        await self._try_advance(job_id, _starts)
                 await self._sweep(drivers)
             await self._delete_expired()
         await self.acts.settle(self._settings.tick_s)
@@ -131,7 +136,7 @@ class Supervision:
         await asyncio.to_thread(self._logs.copy_all, drivers)
         choices = {job_id: self._choice(job_id, before, drivers) for job_id, before in seen.items()}
         for job_id in await self._store.read(lambda session: _due(session, choices)):
-            job = await self._advance(job_id, choices[job_id])
+            job = await self._try_advance(job_id, choices[job_id])
             if job is not None and job.state == State.DEGRADED:
                 self._pulse.silent(job_id)
         return drivers
@@ -174,7 +179,6 @@ class Supervision:
             for job_id in chosen:
                 job = session.get_one(Job, job_id)
                 job.submission += 1
-                job.ray_submission_id = submission_id(job_id, job.submission)
                 job.not_before_s = None
                 enter(session, job, State.STARTING, Reason.STARTING, f"Starting driver {job.submission}", now)
 
@@ -251,7 +255,11 @@ class Supervision:
             is_current = job.submission == submission
             return self._told(session, job, kind, data) if is_current else None
 
-        await self._advance(job_id, choose)
+        try:
+            await self._advance(job_id, choose)
+        except Exception:
+            self._losses.pop(job_id, None)  # it may not have been stored
+            raise
         if is_current and kind == "finished":
             sid = submission_id(job_id, submission)
             self._loose.setdefault(sid, self._store.clock())
@@ -277,7 +285,7 @@ class Supervision:
                 text = "Its entrypoint is imported" if kind == "imported" else "It waits for its workers"
                 return Step(state=state, reason=Reason.WAITING_FOR_RESOURCES, message=text)
         elif kind in ("lost", "preempted", "resizing", "waiting"):
-            return self._told_of_group(job, state, kind, data)
+            return self._told_of_group(session, job, state, kind, data)
         elif kind == "paused" and job.wanted in PAUSES and state is State.STOPPING:
             return Step(
                 state=state,
@@ -292,9 +300,19 @@ class Supervision:
             )
         return None
 
-    def _told_of_group(self, job: Job, state: State, kind: str, data: Mapping[str, Any]) -> Step | None:
-        if self._pulse.has_opened_since(job.id, float(data.get("at_s", math.inf))):
-            job.failures += kind == "lost"  # old news: the group is back already
+    def _told_of_group(
+        self, session: Session, job: Job, state: State, kind: str, data: Mapping[str, Any]
+    ) -> Step | None:
+        at_s = float(data.get("at_s", math.inf))
+        if kind == "lost":
+            if math.isfinite(at_s) and self._losses.get(job.id) == (job.submission, at_s):
+                return None
+            self._losses[job.id] = (job.submission, at_s)
+            add_counts(session, job.id, one(SYNC_FAILURES, SyncFailure.INTERRUPTED))
+        if self._pulse.has_opened_since(job.id, at_s):
+            if kind == "lost":  # old news: the group is back already
+                job.failures += 1
+                add_counts(session, job.id, one(REPLICA_FAILURES, Reason.REPLICA_LOST))
             return None
         if kind == "preempted":
             return told.preempted(job, state, data)
@@ -318,8 +336,22 @@ class Supervision:
 
         return await self._store.write(write)
 
+    async def _try_advance(self, job_id: str, choose: Choose) -> Job | None:
+        """The same; a job that can't be taken on keeps no other from it."""
+        try:
+            return await self._advance(job_id, choose)
+        except HDETError as error:
+            logger.error("no step taken: job=%s cause=%s", job_id, error)
+        except Exception:
+            logger.exception("no step taken: job=%s", job_id)
+        return None
+
     def _apply(self, session: Session, job: Job, step: Step, now_s: float) -> None:
         """Write a step down. Its effect waits in the session for the commit."""
+        if step.only_message:
+            job.message = step.message
+            touch(job, now_s)
+            return
         if step.failures is not None:
             job.failures = step.failures
         if step.state is not None and step.reason is not None:
@@ -336,11 +368,13 @@ class Supervision:
                 job.wanted = None
             if step.state in TERMINAL:
                 self._pulse.forget(job.id)
+                self._losses.pop(job.id, None)
         if step.effect is not None:
             self.acts.after_commit_of(session, step.effect, job)
 
     def _standing(self, session: Session, job: Job) -> Standing:
-        entered_s = session.scalar(select(func.max(Transition.at_s)).where(Transition.job_id == job.id))
+        newest = select(Transition.at_s).where(Transition.job_id == job.id).order_by(Transition.id.desc())
+        entered_s = session.scalar(newest.limit(1))
         return Standing(
             state=State(job.state),
             reason=Reason(job.reason),
@@ -361,11 +395,21 @@ def _starts(_: Session, job: Job) -> Step | None:
     return None if is_handed_over(job) or job.wanted is not None else Step(effect=Effect.START)
 
 
+def _goes_on(session: Session, job: Job) -> Step | None:
+    """Paused for a drain that is over."""
+    if job_rows.is_draining(session) or (job.state, job.wanted) != (State.PAUSED, Wanted.DRAINED):
+        return None
+    return Step(state=State.QUEUED, reason=Reason.WAITING_FOR_SLOT, message="Resumed: the drain is over")
+
+
 def _due(session: Session, choices: Mapping[str, Choose]) -> list[str]:
     """Jobs that have a step to take: at most looks there are none, and nothing is written then."""
-    due = []
-    for job_id, choose in choices.items():
+    return [job_id for job_id, choose in choices.items() if _is_due(session, job_id, choose)]
+
+
+def _is_due(session: Session, job_id: str, choose: Choose) -> bool:
+    try:
         job = job_rows.load(session, job_id)
-        if job is not None and choose(session, job) is not None:
-            due.append(job_id)
-    return due
+        return job is not None and choose(session, job) is not None
+    except Exception:  # whatever it is, it is said where the step is taken
+        return True

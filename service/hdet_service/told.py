@@ -23,7 +23,7 @@ def lost(job: Job, state: State, message: str) -> Step | None:
         reason = Reason.PREEMPTED if Reason(job.reason) is Reason.PREEMPTED else Reason.REPLICA_LOST
         state = State.DEGRADED
     elif state is State.STARTING:
-        reason = Reason.WAITING_FOR_RESOURCES
+        reason = Reason.REPLICA_LOST
     else:
         return None
     return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
@@ -58,9 +58,13 @@ def waits(job: Job, state: State, data: Mapping[str, Any]) -> Step | None:
     """No group can be begun: too little is free for the smallest one."""
     if state not in (State.STARTING, State.RUNNING, State.DEGRADED):
         return None
-    message = f"{_needs(data)} {_offers(data)}"
-    if (state, job.reason, job.message) == (State.STARTING, Reason.WAITING_FOR_RESOURCES, message):
-        return None
+    needs = _needs(data)
+    message = f"{needs} {_offers(data)}"
+    if (state, job.reason) == (State.STARTING, Reason.WAITING_FOR_RESOURCES):
+        if job.message == message:
+            return None
+        if job.message.startswith(needs):  # what is free changes every few seconds
+            return Step(message=message, only_message=True)
     return Step(state=State.STARTING, reason=Reason.WAITING_FOR_RESOURCES, message=message)
 
 

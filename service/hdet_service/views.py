@@ -33,13 +33,6 @@ class HistoryPage:
     next_round: int | None
     """Where the next page starts; None: this was the last one."""
 
-    def to_text(self) -> str:
-        """The page as JSON; no line is parsed and written anew."""
-        head = json.dumps(
-            {"start": self.start, "next": None if self.next_round is None else str(self.next_round)}
-        )
-        return f'{head[:-1]}, "items": [{", ".join(self.lines)}]}}'
-
 
 class Views:
     """What is read of runs.

@@ -8,16 +8,20 @@ depends on has to be installed already, or be a wheel of the package too.
 
 from __future__ import annotations
 
+import lzma
 import posixpath
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hdet_service.starter import LaunchRefusedError
 
+_UNREADABLE = (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
+"""What `zipfile` raises for damage, encryption, and compression that it does not know."""
 _DATA_SCHEMES = ("purelib", "platlib")
 """Parts of a wheel's ``.data`` folder that belong on the path; scripts and headers don't."""
 
@@ -72,8 +76,13 @@ def _with_wheels(package: Path, wheels: Sequence[str], target: Path) -> Path:
         raise LaunchRefusedError(
             f"package {package.stem} is gone from the service; upload it again"
         ) from error
-    except zipfile.BadZipFile as error:
-        raise LaunchRefusedError(f"package {package.stem}, or a wheel in it, is no zip: {error}") from error
+    except LaunchRefusedError:
+        raise  # a RuntimeError too
+    except _UNREADABLE as error:
+        raise LaunchRefusedError(
+            f"package {package.stem}, or a wheel in it, is no zip that can be read ({error}); build it again "
+            "without encryption, compressed by deflate, and upload it"
+        ) from error
     return target
 
 

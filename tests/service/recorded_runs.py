@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from hdet_ray.config import Auto, Controller
 from hdet_ray.core.codec import digest, to_json
 from hdet_ray.core.decide import decide, judge_report, start
+from hdet_ray.core.health import Verdict
 from hdet_ray.core.one_cycle import OneCycle
 from hdet_ray.core.plan import RATE, Plan
 from hdet_ray.core.planning import plan_for
@@ -24,6 +25,7 @@ from hdet_ray.core.replay import item_line
 from hdet_ray.core.report import ReplicaReport, RoundReport
 from hdet_ray.core.state import Explored, ScheduleConfig, ScheduleState, state_to_json
 from hdet_service.metrics import RunView, count_round
+from hdet_service.metrics.runs import ViewKey
 from hdet_service.run_events import record_restart
 from hdet_service.states import State
 from hdet_service.store.database import Store
@@ -183,9 +185,12 @@ class RecordedRun:
             job.steps_per_s = report.steps / report.facts["wall_s"]
 
         self.store.write_sync(write)
-        return RunView.after_round(
-            self.attempt, report=report, verdict=verdict, state=self.state, plan=self.plan
-        )
+        return self.view(report, verdict)
+
+    def view(self, report: RoundReport, verdict: Verdict | None) -> RunView:
+        """What is shown of the run as it stands."""
+        key = ViewKey(self.attempt, self.state.round, digest(self.plan))
+        return RunView(key=key, state=self.state, plan=self.plan, report=report, verdict=verdict)
 
     def _rewind(self, session: Session) -> None:
         job = session.get_one(Job, self.id)

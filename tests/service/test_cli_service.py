@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hdet_ray.cli.main import app
-from hdet_service.client import HDETClient
+from hdet_ray.cli.schedule import outcome_text
+from hdet_service.client import HDETClient, Override
 from hdet_service.store.housekeeping import Housekeeping
 from tests.service.served import PlayedRun, Served, served
 
@@ -337,6 +339,78 @@ def test_an_override_on_an_older_revision_is_refused(service: Served, client: HD
     done("schedule", "freeze", "contested")
     outcome = hdet("schedule", "override", "contested", "--set", "0.01", "--if-match", "0")
     assert outcome.exit_code == 4
+
+
+def test_a_dry_run_takes_no_override_back(service: Served, client: HDETClient) -> None:
+    job_id, run = played(service, client, "kept")
+    while run.state.is_searching:
+        run.advance()
+    override = ("schedule", "override", "kept")
+    made = json.loads(done(*override, "--set", "0.01", "--at-round", "80", "--json"))
+    outcome = hdet(*override, "--remove", made["id"], "--dry-run")
+    assert outcome.exit_code == 2
+    assert "--dry-run" in outcome.stderr
+    assert client.override_state(job_id, made["id"])["state"] == "pending"
+
+
+def test_an_override_is_taken_back_on_the_named_revision_only_and_the_audit_says_why(
+    service: Served, client: HDETClient
+) -> None:
+    job_id, run = played(service, client, "regretted")
+    while run.state.is_searching:
+        run.advance()
+    override = ("schedule", "override", "regretted")
+    made = json.loads(done(*override, "--set", "0.01", "--at-round", "80", "--json"))
+    remove = (*override, "--remove", made["id"], "--reason", "too bold")
+    assert hdet(*remove, "--if-match", "0").exit_code == 4
+    assert client.override_state(job_id, made["id"])["state"] == "pending"
+    done(*remove, "--if-match", "1")
+    assert client.override_state(job_id, made["id"])["state"] == "removed"
+    entry = next(entry for entry in client.audit() if entry["action"] == "remove_override")
+    assert (entry["job_id"], entry["reason"]) == (job_id, "too bold")
+
+
+def test_a_refused_override_says_why_it_was_refused_not_why_it_was_asked_for(
+    service: Served, client: HDETClient
+) -> None:
+    job_id, run = played(service, client, "hopeless")
+    while run.state.is_searching:
+        run.advance()
+    cancel = threading.Timer(0.5, lambda: client.cancel(job_id))
+    cancel.start()
+    outcome = hdet(
+        "schedule",
+        "override",
+        "hopeless",
+        "--set",
+        "0.01",
+        "--at-round",
+        "80",
+        "--reason",
+        "why not",
+        "--wait",
+    )
+    cancel.join()
+    assert outcome.exit_code == 4
+    assert "before it could apply" in outcome.stdout
+    assert "why not" not in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("pending", "is pending and applies at round 9"),
+        ("applied", "is applied since round 5"),
+        ("expired", "was applied at round 5 and has expired"),
+        ("removed", "was taken back"),
+        ("refused", "was refused: too late"),
+    ],
+)
+def test_each_outcome_of_an_override_has_its_own_words(state: Any, said: str) -> None:
+    override = Override(
+        id="o", state=state, applied_round=5, reason="why not", refusal="too late", applies_at_round=9
+    )
+    assert outcome_text(override) == f"override o {said}"
 
 
 def test_freeze_resume_bound_and_removal_change_the_schedule(service: Served, client: HDETClient) -> None:

@@ -484,6 +484,22 @@ def test_ticks_are_short(value: float, text: str) -> None:
             "Training again after 14 s with 2 replicas, from round 12",
         ),
         ("resize", {"round": 12, "from": 3, "to": 2}, "From 3 to 2 replicas at round 12"),
+        ("ledger", {"attempt": 3, "starts_at_round": 7}, "The ledger starts anew at round 7"),
+        (
+            "ledger",
+            {"thinned": True, "from_round": 0, "starts_at_round": 125},
+            "Rounds before 125 are summaries now",
+        ),
+        (
+            "ledger",
+            {"thinned": True, "abandoned_rounds": 64},
+            "64 rounds of abandoned attempts are summaries now",
+        ),
+        (
+            "ledger",
+            {"thinned": False, "round": 9, "message": "round 9 is missing"},
+            "The ledger stays long, round 9 can't be thinned: round 9 is missing",
+        ),
         ("something new", {"speed": 3, "none": None}, "speed 3"),
     ],
 )

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from hdet_service.metrics import REPLICA_FAILURES, SYNC_FAILURES, SyncFailure, one
+from hdet_service.metrics.counts import Counts
+from hdet_service.store.models import Counter
 from tests.service.driven import Driven
 
 ELASTIC = {"replicas": {"min": 2, "max": 3}}
@@ -38,6 +42,13 @@ def submit_three(driven: Driven) -> str:
 def tell(driven: Driven, job_id: str, kind: str, **data: Any) -> None:
     driven.now_s += 1
     driven.note(job_id, kind, at_s=driven.now_s, **data)
+
+
+def counted(driven: Driven, job_id: str, one: Counts) -> float:
+    """What a counter of the job has come to."""
+    (name,) = one
+    query = select(Counter.value).where(Counter.job_id == job_id, Counter.name == name)
+    return driven.controller.store.read_sync(lambda session: session.scalar(query)) or 0.0
 
 
 def test_a_lost_replica_degrades_until_all_are_back(driven: Driven) -> None:
@@ -79,6 +90,51 @@ def test_a_wait_that_is_told_twice_is_one_transition(driven: Driven) -> None:
     for _ in range(3):
         tell(driven, job_id, "waiting", **ROOM)
     assert driven.transitions(job_id) == ["QUEUED", "STARTING", "STARTING", "STARTING"]
+
+
+def test_a_wait_whose_free_room_changes_has_newer_words_and_no_more_transitions(driven: Driven) -> None:
+    job_id = driven.submit(**ELASTIC)
+    driven.tick()
+    driven.note(job_id, "started")
+    for free in (1.0, 0.0, 1.0, 0.5):
+        tell(driven, job_id, "waiting", **{**ROOM, "free": {"CPU": free}})
+    assert driven.transitions(job_id) == ["QUEUED", "STARTING", "STARTING", "STARTING"]
+    assert len(driven.events(job_id, "state")) == 4
+    assert "Free in the cluster: 0.5 of 2 CPU" in driven.job(job_id).message
+
+
+def test_a_loss_that_is_told_twice_counts_once(driven: Driven) -> None:
+    job_id = submit_three(driven)
+    tell(driven, job_id, "lost", message="1 of the workers failed", ranks=[2])
+    lost_s = driven.now_s
+    driven.open(job_id, attempt=2, num_replicas=3)
+    driven.note(job_id, "lost", at_s=lost_s, message="1 of the workers failed", ranks=[2])
+    assert driven.state(job_id) == ("RUNNING", "Running")
+    assert driven.job(job_id).failures == 1
+    assert counted(driven, job_id, one(REPLICA_FAILURES, "ReplicaLost")) == 1
+    assert counted(driven, job_id, one(SYNC_FAILURES, SyncFailure.INTERRUPTED)) == 1
+    tell(driven, job_id, "lost", message="1 of the workers failed", ranks=[2])
+    assert driven.job(job_id).failures == 2
+
+
+def test_a_loss_before_the_group_trains_is_one_and_counts(driven: Driven) -> None:
+    job_id = driven.submit(**ELASTIC)
+    driven.tick()
+    driven.note(job_id, "started")
+    tell(driven, job_id, "lost", message="1 of the workers failed", ranks=[2])
+    assert driven.state(job_id) == ("STARTING", "ReplicaLost")
+    assert counted(driven, job_id, one(REPLICA_FAILURES, "ReplicaLost")) == 1
+    driven.tick()
+    assert len(driven.starter.launches) == 1
+
+
+def test_a_loss_that_is_old_news_counts_too(driven: Driven) -> None:
+    job_id = submit_three(driven)
+    driven.now_s += 10
+    driven.open(job_id, attempt=2, num_replicas=3)
+    driven.note(job_id, "lost", message="1 of the workers failed", at_s=driven.now_s - 5)
+    assert driven.state(job_id) == ("RUNNING", "Running")
+    assert counted(driven, job_id, one(REPLICA_FAILURES, "ReplicaLost")) == 1
 
 
 def test_a_wait_that_is_over_when_it_is_heard_of_changes_nothing(driven: Driven) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from sqlalchemy.orm import Session
 
 from hdet_service.problems import Conflict, Forbidden, IdempotencyMismatch, Invalid, NotFound
 from hdet_service.schemas import JobSpec
 from hdet_service.starter import DriverState, DriverStatus, Launch, LaunchRefusedError, StarterError
+from hdet_service.store.models import Job
 from tests.service.driven import BOSS, SAM, SPEC, Driven
 
 
@@ -244,6 +248,41 @@ def test_a_start_that_fails_for_now_is_tried_again(driven: Driven) -> None:
     assert [launch.submission for launch in driven.starter.launches] == [1]
 
 
+def test_a_job_that_can_not_be_taken_on_keeps_no_other_from_it(driven: Driven) -> None:
+    broken, other = driven.submit_running(), driven.submit_running()
+
+    def spoil(session: Session) -> None:
+        session.get_one(Job, broken).reason = "OfANewerRelease"
+
+    driven.controller.store.write_sync(spoil)
+    driven.starter.end(driven.sid(broken))
+    driven.starter.end(driven.sid(other), exit_code=91)
+    driven.tick()
+    assert driven.state(other) == ("FAILED", "EntrypointError")
+    assert driven.job(broken).state == "RUNNING"
+
+
+def test_a_first_look_that_fails_does_not_end_the_service(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> NoReturn:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(driven.starter, "states", fail)
+    driven.run(driven.controller.start())
+
+
+def test_a_start_that_always_fails_whatever_with_counts_as_a_lost_driver(driven: Driven) -> None:
+    job_id = driven.submit(max_failures=0)
+    driven.starter.refusals[job_id] = ZeroDivisionError("a fault of ours")
+    driven.tick()
+    assert driven.state(job_id) == ("STARTING", "Starting")
+    for _ in range(5):
+        driven.tick()
+    assert driven.state(job_id) == ("FAILED", "DriverLost")
+    assert "ZeroDivisionError: a fault of ours" in driven.job(job_id).message
+
+
 def test_a_ray_that_is_silent_costs_no_job_anything(driven: Driven) -> None:
     job_id = driven.submit_running()
     driven.starter.is_up = False
@@ -346,9 +385,23 @@ def test_a_job_in_the_queue_is_canceled_at_once(driven: Driven) -> None:
 
 def test_a_job_that_finished_before_it_could_be_stopped_has_succeeded(driven: Driven) -> None:
     job_id = driven.submit_running()
+
+    def train_to_the_end(session: Session) -> None:
+        job = session.get_one(Job, job_id)
+        job.step = job.total_steps or 0
+
+    driven.controller.store.write_sync(train_to_the_end)
     driven.run(driven.controller.jobs.cancel(job_id, SAM))
     driven.note(job_id, "finished", outcome="succeeded")
     assert driven.state(job_id) == ("SUCCEEDED", "Completed")
+
+
+def test_a_job_that_is_canceled_while_it_pauses_is_canceled(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.run(driven.controller.jobs.pause(job_id, SAM))
+    driven.run(driven.controller.jobs.cancel(job_id, SAM))
+    driven.note(job_id, "finished", outcome="succeeded")
+    assert driven.state(job_id) == ("CANCELED", "Canceled")
 
 
 def test_pause_waits_for_the_checkpoint_then_stops_and_resume_goes_on(driven: Driven) -> None:
@@ -386,6 +439,15 @@ def test_a_driver_that_does_not_pause_in_time_is_stopped_and_the_message_says_so
     driven.tick()
     assert driven.state(job_id) == ("PAUSED", "Paused")
     assert "did not pause within 120 s" in driven.job(job_id).message
+
+
+def test_a_clock_that_went_back_lets_no_pause_wait_for_longer(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    driven.now_s -= 1000
+    driven.run(driven.controller.jobs.pause(job_id, SAM))
+    driven.tick(121)
+    driven.tick()
+    assert driven.state(job_id) == ("PAUSED", "Paused")
 
 
 def test_a_job_that_still_stops_cannot_be_resumed(driven: Driven) -> None:
@@ -453,6 +515,19 @@ def test_only_a_job_that_has_ended_is_deleted_and_its_output_goes_with_it(driven
     assert not run.exists()
 
 
+def test_nobody_waits_while_the_files_of_a_deleted_job_are_removed(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = driven.submit()
+    jobs = driven.controller.jobs
+    driven.run(jobs.cancel(job_id, SAM))
+    threads = []
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: threads.append(threading.current_thread()))
+    driven.run(jobs.delete(job_id, SAM))
+    assert len(threads) == 2  # its output and its run
+    assert threading.main_thread() not in threads
+
+
 def test_a_job_is_deleted_when_its_time_after_its_end_is_over(driven: Driven) -> None:
     job_id = driven.submit_running(ttl_after_finished_s=60)
     driven.note(job_id, "finished", outcome="succeeded")
@@ -479,6 +554,44 @@ def test_a_drain_pauses_what_runs_admits_nothing_and_its_end_resumes_both(driven
     driven.run(driven.controller.jobs.drain(BOSS, is_draining=False))
     driven.tick()
     assert {launch.job_id for launch in driven.starter.launches[1:]} == {running, waiting}
+
+
+def test_a_job_that_pauses_after_the_end_of_its_drain_goes_on_too(driven: Driven) -> None:
+    job_id = driven.submit_running()
+    jobs = driven.controller.jobs
+    driven.run(jobs.drain(BOSS, "upgrade"))
+    assert driven.run(jobs.drain(BOSS, is_draining=False)) == []
+    driven.note(job_id, "paused", round=1)
+    for _ in range(3):
+        driven.tick()
+    assert driven.state(job_id) == ("STARTING", "Starting")
+    assert [launch.submission for launch in driven.starter.launches] == [1, 2]
+    assert driven.job(job_id).wanted is None
+
+
+@pytest.mark.parametrize("is_stopping", [True, False])
+def test_a_drained_job_that_is_paused_by_hand_stays_so_after_the_drain(
+    driven: Driven, *, is_stopping: bool
+) -> None:
+    job_id = driven.submit_running()
+    jobs = driven.controller.jobs
+    driven.run(jobs.drain(BOSS, "upgrade"))
+    if is_stopping:
+        driven.run(jobs.pause(job_id, SAM, "not yet"))
+    driven.note(job_id, "paused", round=1)
+    driven.tick()
+    driven.tick()
+    if not is_stopping:
+        driven.run(jobs.pause(job_id, SAM, "not yet"))
+    assert driven.state(job_id) == ("PAUSED", "Paused")
+    told = driven.events(job_id, "audit")[-1]
+    assert (told["actor"], told["action"], told["reason"]) == ("sam", "pause", "not yet")
+    driven.run(jobs.drain(BOSS, is_draining=False))
+    driven.tick()
+    assert driven.state(job_id) == ("PAUSED", "Paused")
+    driven.run(jobs.resume(job_id, SAM))
+    driven.tick()
+    assert driven.state(job_id) == ("STARTING", "Starting")
 
 
 def test_silence_counts_as_lost_replicas_only_past_both_bounds(driven: Driven) -> None:

@@ -25,15 +25,15 @@ from hdet_service.metrics import (
     SYNC_FAILURES,
     Metrics,
     OverrideResult,
-    RunView,
     SubmissionResult,
     SyncFailure,
     add_counts,
     one,
+    scrape,
 )
 from hdet_service.metrics import runs as run_views
 from hdet_service.metrics.page import with_table
-from hdet_service.states import State
+from hdet_service.states import Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Job, OverrideRow, Transition
 from tests.service.recorded_runs import RecordedRun, stored_lines
@@ -243,7 +243,9 @@ def test_wanted_and_present_replicas_follow_the_jobs_state(store: Store, metrics
         values = values_of(metrics)
         shown = [value(values, "hdet_replicas", run, state=s) for s in ("wanted", "present")]
         assert shown == [wanted, present], state
-    run.set_job(state=State.DEGRADED, replicas_present=0)
+    run.set_job(state=State.QUEUED, reason=Reason.WAITING_FOR_SLOT, finished_s=None)
+    assert value(values_of(metrics), "hdet_replicas", run, state="wanted") == 0
+    run.set_job(state=State.DEGRADED, reason=Reason.REPLICA_LOST, replicas_present=0)
     assert value(values_of(metrics), "hdet_replicas", run, state="present") == 0
 
 
@@ -491,12 +493,20 @@ def test_views_of_jobs_that_are_over_are_given_up(store: Store, metrics: Metrics
     assert metrics._views == {}
 
 
+def test_where_nobody_scrapes_the_newest_views_alone_are_kept(
+    store: Store, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape, "MAX_VIEWS", 2)
+    view = RecordedRun(store, "a").advance(1)[0]
+    for job_id in ("a", "b", "a", "c"):
+        metrics.observe_round(job_id, view)
+    assert list(metrics._views) == ["a", "c"]
+
+
 def test_a_view_that_is_newer_than_the_transaction_is_shown(store: Store, metrics: Metrics) -> None:
     run = RecordedRun(store, "a")
     run.advance(2)
-    newer = RunView.after_round(
-        1, report=run.advance(1)[0].report, verdict=None, state=run.state, plan=run.plan
-    )
+    newer = run.advance(1)[0]
     run.restart(2)
     run.set_job(attempt=1)
     metrics.observe_round("a", newer)

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from hdet_ray.config import Auto, Fixed
 from hdet_ray.core.replay import read_ledger, replay
 from hdet_ray.core.state import state_to_json
+from hdet_service.packages import package_path
 from hdet_service.store import thinning
 from hdet_service.store.database import Store
 from hdet_service.store.housekeeping import Housekeeping, Tidied
-from hdet_service.store.models import Event, Idempotency, Job, LedgerStart, Round
+from hdet_service.store.models import Audit, Event, Idempotency, Job, LedgerStart, Package, Round
 from hdet_service.store.thinning import Prepared, Refusal, prepare, read_slice, summary_of, thin
 from hdet_service.views import Views
 from tests.service.store_rows import count, make_job
@@ -41,7 +42,8 @@ def store_run(session: Session, lines: list[str], job_id: str = JOB) -> None:
     session.add(LedgerStart(job_id=job_id, round=0, header=json.loads(lines[0])))
     for round, line in enumerate(lines[1:]):
         session.add(Round(job_id=job_id, attempt=1, round=round, item=line, at_s=1000.0 + round))
-        session.add(Event(job_id=job_id, type="round", data={"round": round}, at_s=1000.0 + round))
+        for type in ("round", "checkpoint"):
+            session.add(Event(job_id=job_id, type=type, data={"round": round}, at_s=1000.0 + round))
 
 
 def tidy(store: Store, keep: int = 100, **settings: Any) -> Tidied:
@@ -123,11 +125,12 @@ def test_a_summary_tells_loss_base_and_what_operators_asked_for() -> None:
     assert "values" not in summary["plan"]
 
 
-def test_thinning_is_said_once_a_pass_and_round_events_go_with_their_rounds(store: Store) -> None:
+def test_thinning_is_said_once_a_pass_and_events_of_rounds_go_with_them(store: Store) -> None:
     store.write_sync(lambda session: store_run(session, LINES))
     tidy(store)
     assert events(store, "ledger") == [{"thinned": True, "from_round": 0, "starts_at_round": 125}]
-    assert [data["round"] for data in events(store, "round")] == list(range(125, 225))
+    for type in ("round", "checkpoint"):
+        assert [data["round"] for data in events(store, type)] == list(range(125, 225))
 
 
 def test_a_pass_begins_a_tenth_above_what_is_kept(store: Store) -> None:
@@ -279,6 +282,36 @@ def test_keys_of_submissions_expire_after_their_time_and_not_before(store: Store
     left = store.read_sync(lambda session: set(session.scalars(select(Idempotency.key))))
     assert left == {"young", "of a clock that stepped back"}
     assert store.read_sync(lambda session: count(session, Job)) == 1
+
+
+def test_packages_that_no_job_needs_go_after_their_time_with_their_files(
+    store: Store, tmp_path: Path
+) -> None:
+    ages = {"old": 4899.0, "young": 4901.0, "needed": 1.0, "of a job that is over": 1.0}
+
+    def upload(session: Session) -> None:
+        for sha256, used_s in ages.items():
+            session.add(Package(sha256=sha256, size_bytes=2, created_by="ann", created_s=1.0, used_s=used_s))
+        for id, state, sha256 in (
+            ("going", "QUEUED", "needed"),
+            ("over", "FAILED", "of a job that is over"),
+            ("without", "RUNNING", None),
+        ):
+            spec = {"name": "x", "entrypoint": "x", "runtime_env": {"working_dir": sha256}}
+            session.add(make_job(id, state=state, spec=spec))
+
+    store.write_sync(upload)
+    for sha256 in ages:
+        package_path(tmp_path, sha256).write_bytes(b"PK")
+    settings: dict[str, Any] = {"packages": tmp_path, "packages_kept_s": 100.0}
+    assert tidy(store, **settings).num_packages == 2
+    left = store.read_sync(lambda session: set(session.scalars(select(Package.sha256))))
+    assert left == {path.stem for path in tmp_path.glob("*.zip")} == {"young", "needed"}
+    told = store.read_sync(
+        lambda session: [(row.actor, row.action) for row in session.scalars(select(Audit))]
+    )
+    assert told == [("controller", "package.delete")] * 2
+    assert tidy(store, **settings).num_packages == 0
 
 
 def test_others_write_while_a_long_ledger_is_thinned(store: Store) -> None:

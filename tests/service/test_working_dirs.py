@@ -101,6 +101,30 @@ def test_a_wheel_whose_entries_climb_out_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("damage", ["encrypted", "unknown compression", "cut stream"])
+def test_a_package_that_can_not_be_read_is_refused(tmp_path: Path, damage: str) -> None:
+    package = tmp_path / f"{'c' * 64}.zip"
+    with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mine.py", b"import dep\n" * 100)
+        archive.writestr(WHEEL, b"")
+    raw = bytearray(package.read_bytes())
+    for signature, flags, method in ((b"PK\x03\x04", 6, 8), (b"PK\x01\x02", 8, 10)):
+        entry = raw.index(signature)
+        if damage == "encrypted":
+            raw[entry + flags] |= 1
+        elif damage == "unknown compression":
+            raw[entry + method] = 97
+    if damage == "cut stream":
+        start = raw.index(b"mine.py") + len(b"mine.py")
+        raw[start : start + 4] = b"\xff\xff\xff\xff"
+    package.write_bytes(raw)
+    with (
+        pytest.raises(LaunchRefusedError, match="no zip that can be read"),
+        prepared_working_dir(package, [WHEEL], tmp_path / "scratch"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("requirement", "is_one"),
     [

@@ -84,6 +84,16 @@ def delete(path: str, *, etag: str | None = None) -> Call:
     return Call(method="DELETE", path=path, headers={"If-Match": etag} if etag else {})
 
 
+def remove_override(job_id: str, override_id: str, if_match: int | str | None, reason: str | None) -> Call:
+    """Take an override back; twice is once, so it is repeated."""
+    return Call(
+        method="DELETE",
+        path=job_path(job_id, "schedule", "overrides", override_id),
+        params={"reason": reason} if reason else {},
+        headers={} if if_match is None else {"If-Match": etag_of(if_match)},
+    )
+
+
 def override(job_id: str, body: Mapping[str, Any], if_match: int | str, *, is_preview: bool) -> Call:
     """An override, or its preview. A real one is not repeated: ask for the schedule instead."""
     return Call(

@@ -233,10 +233,21 @@ class HDETClient:
             Override, self._wire.json(_calls.read(job_path(job_id, "schedule", "overrides", override_id)))
         )
 
-    def remove_override(self, job_id: str, override_id: str) -> Override:
-        """Take an override back, pending or in force; a second time changes nothing."""
-        path = job_path(job_id, "schedule", "overrides", override_id)
-        return cast(Override, self._wire.json(_calls.delete(path)))
+    def remove_override(
+        self,
+        job_id: str,
+        override_id: str,
+        *,
+        if_match: int | str | None = None,
+        reason: str | None = None,
+    ) -> Override:
+        """Take an override back, pending or in force; a second time changes nothing.
+
+        Raises:
+            PreconditionFailed: the schedule is no longer of the revision ``if_match``.
+        """
+        call = _calls.remove_override(job_id, override_id, if_match, reason)
+        return cast(Override, self._wire.json(call))
 
     def rollback(self, job_id: str, round: int, *, reason: str | None = None) -> dict[str, Any]:
         """Back to the schedule and checkpoint of a round, as a new attempt.

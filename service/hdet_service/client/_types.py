@@ -80,6 +80,9 @@ class Override(TypedDict):
     state: Literal["pending", "applied", "expired", "removed", "refused"]
     applied_round: int | None
     reason: str
+    """Why it was asked for."""
+    refusal: str
+    """Why it could not apply."""
     hparam: NotRequired[str]
     op: NotRequired[Literal["set", "scale"]]
     value: NotRequired[float]

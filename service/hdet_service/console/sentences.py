@@ -83,6 +83,18 @@ def _audit(data: Mapping[str, Any]) -> str:
     return f"{data.get('actor')} asked for {str(data.get('action')).replace('.', ' ')}{why}"
 
 
+def _ledger(data: Mapping[str, Any]) -> str:
+    first = data.get("starts_at_round")
+    match data:
+        case {"thinned": True, "abandoned_rounds": number}:
+            return f"{number} rounds of abandoned attempts are summaries now"
+        case {"thinned": True}:
+            return f"Rounds before {first} are summaries now"
+        case {"thinned": False}:
+            return f"The ledger stays long, round {data.get('round')} can't be thinned: {data.get('message')}"
+    return f"The ledger starts anew at round {first}"
+
+
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "attempt": _attempt,
     "checkpoint": _checkpoint,
@@ -93,7 +105,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "retry": _retry,
     "audit": _audit,
     "note": lambda data: str(data.get("text", "")),
-    "ledger": lambda data: f"The ledger starts anew at round {data.get('starts_at_round')}",
+    "ledger": _ledger,
 }
 
 

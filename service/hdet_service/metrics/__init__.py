@@ -5,7 +5,7 @@ metrics.observe_request(method, route_template, status, seconds)      # after an
 with metrics.stream(): ...                                            # while an event stream is open
 metrics.observe_submission(SubmissionResult.CREATED)
 count_round(session, job, ...) / add_counts(session, job_id, ...)     # in a transaction: counters of runs
-metrics.observe_round(job_id, RunView.after_round(...))               # after its commit; saves a scrape work
+metrics.observe_round(job_id, RunView(...))                           # after its commit; saves a scrape work
 text = await metrics.scrape()
 """
 

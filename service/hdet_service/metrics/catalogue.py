@@ -236,7 +236,8 @@ REPLICAS = Metric(
     kind="gauge",
     labels=(*_RUN, "state"),
     values=("wanted", "present"),
-    help="Replicas that should train now (0 for a job that is paused, stopping or over), and those that do.",
+    help="Replicas that should train now (0 for a job that waits for a slot, is paused, stopping or over), "
+    "and those that do.",
 )
 REPLICA_FAILURES = Metric(
     name="hdet_replica_failures_total",

@@ -61,14 +61,6 @@ class RunView:
     """Of the round before it."""
     verdict: Verdict | None = None
 
-    @classmethod
-    def after_round(
-        cls, attempt: int, *, report: RoundReport, verdict: Verdict, state: ScheduleState, plan: Plan
-    ) -> RunView:
-        """The view once a round was decided."""
-        key = ViewKey(attempt, state.round, digest(plan))
-        return cls(key=key, state=state, plan=plan, report=report, verdict=verdict)
-
     @cached_property
     def samples(self) -> tuple[RunSample, ...]:
         """All gauges that come from reports and plans."""

@@ -24,11 +24,14 @@ from hdet_service.metrics.catalogue import METRICS, Metric
 from hdet_service.metrics.counts import Key, cumulative, rows_by_job
 from hdet_service.metrics.requests import RequestTally
 from hdet_service.metrics.runs import RunView, view_from_database
-from hdet_service.states import ACTIVE, TERMINAL, State
+from hdet_service.states import ACTIVE, TERMINAL, Reason, State
 from hdet_service.store.database import Store
 from hdet_service.store.models import Counter, Job, OverrideRow
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+MAX_VIEWS = 1024
+"""Views that rounds leave behind: a scrape gives up those of jobs that are over, but there may be none."""
 
 _PERSISTED = tuple(m for m in METRICS if m.is_of_run and m.kind != "gauge")
 _ONLY_WITH_SEARCH = frozenset({catalogue.SEARCH_DEAD.name, catalogue.SEARCH_STEPS.name})
@@ -88,7 +91,11 @@ class Metrics(RequestTally):
 
     def observe_round(self, job_id: str, view: RunView) -> None:
         """Take a run's view from where it was decided, so that the next scrape need not read it."""
-        self._views[job_id] = view
+        self._views.pop(job_id, None)
+        self._views[job_id] = view  # the newest stands last
+        if len(self._views) > MAX_VIEWS:  # nobody scrapes, or reads the rest from the database
+            for oldest in list(self._views)[:-MAX_VIEWS]:
+                self._views.pop(oldest, None)
 
     async def scrape(self) -> bytes:
         """The exposition, in Prometheus' text format; made in one of the store's reading threads."""
@@ -197,6 +204,7 @@ def _runs(is_shown: ColumnElement[bool]):  # type: ignore[no-untyped-def]  # SQL
         select(
             Job.id,
             Job.state,
+            Job.reason,
             Job.attempt,
             Job.round,
             Job.step,
@@ -212,7 +220,8 @@ def _runs(is_shown: ColumnElement[bool]):  # type: ignore[no-untyped-def]  # SQL
 
 
 def _add_row(families: _Families, row: Row[tuple[object, ...]]) -> None:
-    is_on = row.state in (State.STARTING, State.RUNNING, State.DEGRADED, State.QUEUED)
+    waits_for_slot = (row.state, row.reason) == (State.QUEUED, Reason.WAITING_FOR_SLOT)
+    is_on = row.state in (State.STARTING, State.RUNNING, State.DEGRADED, State.QUEUED) and not waits_for_slot
     present = row.replicas_present if row.state in ACTIVE else 0
     families.add(catalogue.REPLICAS, [row.id, "wanted"], (row.max_replicas or 1) if is_on else 0)
     families.add(catalogue.REPLICAS, [row.id, "present"], present)

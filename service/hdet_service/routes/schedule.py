@@ -32,7 +32,7 @@ from hdet_service.ownership import changeable, readable
 from hdet_service.paging import PageQuery, page_limit, page_start
 from hdet_service.problems import ServiceError
 from hdet_service.reading import QueryBool, body, optional_if_match, query, query_int, required_if_match
-from hdet_service.schemas import MAX_COUNT, AutoPatch, OverrideBody, RollbackBody, Strict
+from hdet_service.schemas import MAX_COUNT, AutoPatch, OverrideBody, Reason, RollbackBody, Strict
 
 router = APIRouter(prefix="/v1", tags=["schedule"])
 
@@ -53,6 +53,13 @@ class OverrideQuery(Strict):
 
     dry_run: QueryBool = False
     """Only say what would change."""
+
+
+class RemovalQuery(Strict):
+    """Why it is taken back."""
+
+    reason: Reason = ""
+    """For people; kept in the audit."""
 
 
 @router.get(
@@ -168,14 +175,21 @@ async def read_override(request: Request, job_id: str, override_id: str, who: Re
             )
         ],
         also=[404, 409, 412, 422],
+        query=RemovalQuery,
         parameters=[OPTIONAL_IF_MATCH],
     ),
 )
-async def remove_override(request: Request, job_id: str, override_id: str, who: Operator) -> Response:
+async def remove_override(
+    request: Request,
+    job_id: str,
+    override_id: str,
+    who: Operator,
+    asked: Annotated[RemovalQuery, Depends(query(RemovalQuery))],
+) -> Response:
     """Pending or in force; 409 for one that is over."""
     await changeable(request, job_id, who)
     answer, revision = await request.app.state.controller.runs.override_remove(
-        job_id, override_id, if_match=optional_if_match(request), who=who
+        job_id, override_id, if_match=optional_if_match(request), who=who, reason=asked.reason
     )
     return JSONResponse(answer, status_code=202, headers=_etag(revision))
 

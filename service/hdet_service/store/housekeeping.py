@@ -1,4 +1,4 @@
-"""What must not grow for ever: ledgers, rounds of abandoned attempts, and keys of old submissions.
+"""What must not grow for ever: ledgers, rounds of abandoned attempts, keys of old submissions, packages.
 
 Run now and then beside the controller's work; each step is a short write of its own, so exchanges
 never wait for all of it.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from hdet_ray.exceptions import HDETError
 from hdet_service.events import record
+from hdet_service.packages import drop_unused
 from hdet_service.store.database import Store
 from hdet_service.store.models import Idempotency, Job, LedgerStart, Round
 from hdet_service.store.thinning import (
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 KEYS_KEPT_S = 86_400.0
 """A submission may be repeated with its key for so long, in seconds."""
 
+PACKAGES_KEPT_S = 30 * 86_400.0
+
 EVERY_S = 60.0
 """Between two passes, in seconds."""
 
@@ -49,6 +54,8 @@ class Tidied:
     """Rounds of which only a summary is left now."""
     num_keys: int
     """Keys that have expired."""
+    num_packages: int
+    """Packages that nobody has used for long."""
     refusals: tuple[Refusal, ...]
     """Ledgers that had to stay long."""
 
@@ -60,6 +67,8 @@ class Housekeeping:
         store: The controller's.
         keep_rounds: Whole rounds that stay of each job, at least.
         keys_kept_s: Age at which the key of a submission expires, in seconds.
+        packages: Where uploaded packages lie; None leaves them alone.
+        packages_kept_s: How long a package stays after its last use, in seconds.
         pause_s: Between two steps, so that exchanges come first, in seconds.
     """
 
@@ -69,11 +78,15 @@ class Housekeeping:
         *,
         keep_rounds: int,
         keys_kept_s: float = KEYS_KEPT_S,
+        packages: Path | None = None,
+        packages_kept_s: float = PACKAGES_KEPT_S,
         pause_s: float = 0.02,
     ) -> None:
         self._store = store
         self._keep_rounds = keep_rounds
         self._keys_kept_s = keys_kept_s
+        self._packages = packages
+        self._packages_kept_s = packages_kept_s
         self._pause_s = pause_s
         self._refused: set[tuple[str, int]] = set()
 
@@ -94,7 +107,8 @@ class Housekeeping:
         Raises:
             StoreError: The database can't be read or written now; what was done stays done.
         """
-        num_keys = await self._expire_keys()
+        num_keys = await self._repeat(self._write_expired)
+        num_packages = await self._repeat(self._write_unused)
         num_thinned, refusals = 0, []
         for excess in await self._store.read(lambda session: excesses(session, self._keep_rounds)):
             outcome = await self._thin_ledger(excess)
@@ -104,12 +118,18 @@ class Housekeeping:
                 num_thinned += outcome
         for job_id in await self._store.read(self._with_old_attempts):
             num_thinned += await self._thin_abandoned(job_id)
-        return Tidied(num_thinned=num_thinned, num_keys=num_keys, refusals=tuple(refusals))
+        return Tidied(
+            num_thinned=num_thinned,
+            num_keys=num_keys,
+            num_packages=num_packages,
+            refusals=tuple(refusals),
+        )
 
-    async def _expire_keys(self) -> int:
+    async def _repeat(self, write: Callable[[Session], int]) -> int:
+        """One short write after the other, until there is nothing left to do."""
         total = 0
-        while expired := await self._store.write(self._write_expired):
-            total += expired
+        while done := await self._store.write(write):
+            total += done
             await asyncio.sleep(self._pause_s)
         return total
 
@@ -169,6 +189,12 @@ class Housekeeping:
         for owner, key in keys:
             session.execute(delete(Idempotency).where(Idempotency.owner == owner, Idempotency.key == key))
         return len(keys)
+
+    def _write_unused(self, session: Session) -> int:
+        if self._packages is None:
+            return 0
+        now = self._store.clock()
+        return drop_unused(session, self._packages, before_s=now - self._packages_kept_s, now_s=now)
 
     def _write_slice(self, session: Session, prepared: Prepared, told: Excess | None) -> bool:
         is_done = thin(session, prepared)

@@ -70,6 +70,7 @@ class Job(Base):
     submission: Mapped[int] = mapped_column(default=0)
     """How often a driver was started for it."""
     ray_submission_id: Mapped[str | None]
+    """Not used any more: it follows from the job's id and the number of its driver."""
     failures: Mapped[int] = mapped_column(default=0)
     """Failures that were retried, or would have been."""
     not_before_s: Mapped[float | None]

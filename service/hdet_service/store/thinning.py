@@ -51,7 +51,7 @@ class Slice:
     abandoned: tuple[Round, ...]
     """Whole rounds of older attempts that lie before the end of the chain's."""
     round_events: tuple[int, ...]
-    """Ids of events that tell of these rounds, oldest first: the summaries say more."""
+    """Ids of events that tell of these rounds and their checkpoints, oldest first: the summaries say more."""
 
     @property
     def end(self) -> int:
@@ -219,5 +219,6 @@ def _is_finite(value: Any) -> bool:
 
 def _round_events(session: Session, job_id: str, end: int) -> list[int]:
     told = func.json_extract(Event.data, "$.round")
-    query = select(Event.id).where(Event.job_id == job_id, Event.type == "round", told < end)
-    return list(session.scalars(query.order_by(Event.id).limit(2 * MAX_SLICE_ROUNDS)))
+    is_told = Event.type.in_(("round", "checkpoint"))
+    query = select(Event.id).where(Event.job_id == job_id, is_told, told < end)
+    return list(session.scalars(query.order_by(Event.id).limit(4 * MAX_SLICE_ROUNDS)))
