@@ -304,6 +304,7 @@ class Supervision:
         self, session: Session, job: Job, state: State, kind: str, data: Mapping[str, Any]
     ) -> Step | None:
         at_s = float(data.get("at_s", math.inf))
+        is_preemption = bool(data.get("is_preemption"))
         if kind == "lost":
             if math.isfinite(at_s) and self._losses.get(job.id) == (job.submission, at_s):
                 return None
@@ -311,14 +312,15 @@ class Supervision:
             add_counts(session, job.id, one(SYNC_FAILURES, SyncFailure.INTERRUPTED))
         if self._pulse.has_opened_since(job.id, at_s):
             if kind == "lost":  # old news: the group is back already
-                job.failures += 1
-                add_counts(session, job.id, one(REPLICA_FAILURES, Reason.REPLICA_LOST))
+                job.failures += not is_preemption
+                reason = Reason.PREEMPTED if is_preemption else Reason.REPLICA_LOST
+                add_counts(session, job.id, one(REPLICA_FAILURES, reason))
             return None
         if kind == "preempted":
             return told.preempted(job, state, data)
         self._pulse.lost(job.id, job.attempt)
         if kind == "lost":
-            return told.lost(job, state, str(data.get("message", "")))
+            return told.lost(job, state, str(data.get("message", "")), is_preemption=is_preemption)
         return told.resizes(job, state, data) if kind == "resizing" else told.waits(job, state, data)
 
     # ---- steps

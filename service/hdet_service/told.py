@@ -16,17 +16,21 @@ _FAILURES = frozenset(REASONS[end] for end in FINAL)
 _LOSSES = (Reason.REPLICA_LOST, Reason.PREEMPTED)
 
 
-def lost(job: Job, state: State, message: str) -> Step | None:
-    """Ray restarts the group by itself as long as ``max_failures`` lets it."""
+def lost(job: Job, state: State, message: str, *, is_preemption: bool) -> Step | None:
+    """Ray restarts the group by itself as long as ``max_failures`` lets it.
+
+    A node that had said that it would go is no failure, to Ray and to us.
+    """
     text = f"{message or 'workers were lost'}; the group starts anew from the newest checkpoint"
     if state in (State.RUNNING, State.DEGRADED):
-        reason = Reason.PREEMPTED if Reason(job.reason) is Reason.PREEMPTED else Reason.REPLICA_LOST
+        is_announced = is_preemption or Reason(job.reason) is Reason.PREEMPTED
+        reason = Reason.PREEMPTED if is_announced else Reason.REPLICA_LOST
         state = State.DEGRADED
     elif state is State.STARTING:
         reason = Reason.REPLICA_LOST
     else:
         return None
-    return Step(state=state, reason=reason, message=text, failures=job.failures + 1)
+    return Step(state=state, reason=reason, message=text, failures=job.failures + (not is_preemption))
 
 
 def preempted(job: Job, state: State, data: Mapping[str, Any]) -> Step | None:

@@ -137,6 +137,19 @@ def test_a_loss_that_is_old_news_counts_too(driven: Driven) -> None:
     assert counted(driven, job_id, one(REPLICA_FAILURES, "ReplicaLost")) == 1
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_loss_of_a_node_that_gave_notice_is_no_failure(driven: Driven, is_late: bool) -> None:
+    job_id = submit_three(driven)
+    lost = {"message": "1 of the workers failed", "ranks": [2], "is_preemption": True, "at_s": driven.now_s}
+    driven.now_s += 1
+    if is_late:
+        driven.open(job_id, attempt=2, num_replicas=3)
+    driven.note(job_id, "lost", **lost)
+    assert driven.state(job_id) == (("RUNNING", "Running") if is_late else ("DEGRADED", "Preempted"))
+    assert driven.job(job_id).failures == 0
+    assert counted(driven, job_id, one(REPLICA_FAILURES, "Preempted")) == 1
+
+
 def test_a_wait_that_is_over_when_it_is_heard_of_changes_nothing(driven: Driven) -> None:
     job_id = submit_three(driven)
     driven.note(job_id, "waiting", at_s=driven.now_s - 5, **ROOM)
