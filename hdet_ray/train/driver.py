@@ -13,6 +13,7 @@ import logging
 import os
 import posixpath
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ _PATIENCE_S = 60.0
 
 _RESIZE_INTERVAL_S = 15.0
 """How often Ray looks for added capacity while a group trains."""
+
+_STORAGE_PAUSES_S = (1.0, 4.0, 10.0)
+"""Between looks at storage that may be away for a moment."""
 
 _COLLECTIVE_TIMEOUT_S = 60.0
 """Where the spec is an older service's, which knows no other."""
@@ -99,7 +103,7 @@ def run_job(job: JobSettings, notes: Notes) -> End:
         trainer = build_trainer(loop, job, notes)
         notes.tell("started", {}, patience_s=1.0)
         trainer.fit()
-    except (TrainingFailedError, ConfigError) as error:
+    except (TrainingFailedError, ConfigError, CheckpointError) as error:
         traceback.print_exc()
         return _failed(error)
     return End(DriverExit.COMPLETED)
@@ -109,8 +113,20 @@ def check_storage(job: JobSettings) -> None:
     """The run's folder can be made and written from here, where Ray would only end with a traceback.
 
     Raises:
-        CheckpointError: it can't; names the place and the remedy.
+        CheckpointError: it can't, nor some seconds later; names the place and the remedy.
     """
+    for pause_s in _STORAGE_PAUSES_S:
+        try:
+            return _write_test(job)
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            logger.warning("the storage can't be used yet: pause_s=%g cause=%s", pause_s, error)
+            time.sleep(pause_s)
+    return _write_test(job)
+
+
+def _write_test(job: JobSettings) -> None:
     if job.storage_path is None:
         return  # Ray's own default
     try:

@@ -64,11 +64,22 @@ def test_storage_that_can_not_be_used_ends_the_job_by_name_and_remedy(
     (tmp_path / "file").write_text("no folder")
     storage_path = place.format(tmp_path)
     monkeypatch.setattr(driver, "build_trainer", lambda *_: pytest.fail("no group is begun"))
+    monkeypatch.setattr(driver.time, "sleep", lambda _: None)
     job = make_job(storage_path)
     end = run_job(job, SilentNotes(job))
     assert end.exit is DriverExit.CHECKPOINT_ERROR
     assert storage_path in end.message
     assert "checkpoint.storage_path" in end.message
+
+
+def test_storage_that_is_away_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "runs"
+    blocked.write_text("no folder")
+    monkeypatch.setattr(driver.time, "sleep", lambda _: blocked.unlink())
+    check_storage(make_job(str(blocked)))
+    assert (blocked / "j").is_dir()
 
 
 def test_storage_that_can_be_used_is_left_as_it_was(tmp_path: Path) -> None:
