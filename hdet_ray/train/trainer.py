@@ -47,10 +47,10 @@ class HDETTrainer(TorchTrainer):
         collective_timeout_s: Seconds after which a collective fails, unless ``torch_config`` has its own. A
             rank that is stopped or cut off is named, and the group restarted, after half of it.
         checkpoint_every_rounds: Rounds between checkpoints; the last round is always saved.
-        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, which takes a second
-            or so and the upload. A fault then repeats ``checkpoint_every_rounds`` rounds at most. Otherwise
-            a checkpoint is stored while the next rounds train, and boundaries are not saved while one still
-            waits for Ray.
+        checkpoint_sync: Whether a round waits until the checkpoint before it is stored, which takes
+            a third of a second and the upload. A fault then repeats ``checkpoint_every_rounds`` rounds
+            at most. Otherwise a checkpoint is stored while the next rounds train, and boundaries are not
+            saved while one still waits for Ray.
         checkpoint_keep: Newest checkpoints that Ray keeps, unless ``RunConfig.checkpoint_config`` says
             how many or by which score; None keeps all, as Ray does.
         digest_every_rounds: Rounds between comparisons of all parameters across replicas, bit for bit; None
