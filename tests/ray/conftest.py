@@ -1,4 +1,8 @@
-"""One small Ray cluster for all tests of this folder: its own ports, its own folder, gone afterwards."""
+"""A small Ray cluster for the tests of a module: its own ports, its own folder, gone afterwards.
+
+Not for the whole session: other modules of this folder start clusters of several nodes, and a process is
+connected to one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Eight logical CPUs, whatever the machine has: workers may share cores."""
     import ray
