@@ -12,6 +12,7 @@ import pytest
 
 from hdet_service.store.database import Store
 from hdet_service.store.errors import StoreLockedError
+from hdet_service.store.lock import DatabaseLock
 from tests.service.store_rows import read_line, start_child
 
 _HOLDS = """
@@ -75,6 +76,16 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         os.close(ends)
         os.waitpid(child, 0)
         os.close(waits)
+
+
+def test_a_child_that_is_just_being_forked_does_not_keep_a_lock_that_is_given_up(tmp_path: Path) -> None:
+    lock = DatabaseLock(tmp_path / "hdet.db")
+    childs_copy = os.dup(lock._file)
+    try:
+        lock.release()
+        DatabaseLock(tmp_path / "hdet.db").release()
+    finally:
+        os.close(childs_copy)
 
 
 def test_another_path_to_the_same_file_is_the_same_lock(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ class DatabaseLock:
             self._is_held = False
             _held.discard(self)
             os.ftruncate(self._file, 0)
+            # Not by closing alone: a child that is just being forked still has its copy open.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
             os.close(self._file)
 
     def _forget(self) -> None:
