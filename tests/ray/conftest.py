@@ -1,7 +1,7 @@
 """A small Ray cluster for the tests of a module: its own ports, its own folder, gone afterwards.
 
-Not for the whole session: other modules of this folder start clusters of several nodes. Those run in a process
-each (`make test-all`).
+Not for the whole session: other modules of this folder start clusters of several nodes. Those run in a
+process each (`make test-all`).
 """
 
 from __future__ import annotations
