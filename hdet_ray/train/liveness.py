@@ -64,6 +64,9 @@ class Beat:
     """Rank 0's: for how many seconds each rank that it misses has been silent."""
 
 
+_NO_BEAT_YET = Beat(number=0, round=-1, step=-1, is_over=False, silent={})
+
+
 @dataclass(frozen=True, slots=True)
 class Suspect:
     """A rank that the others wait for."""
@@ -78,7 +81,7 @@ class Suspect:
         where = "" if self.peer is None else f" (node {self.peer.node}, pid {self.peer.pid})"
         at = (
             "before its first round"
-            if self.at is None
+            if self.at is None or self.at.step < 0
             else f"in round {self.at.round} at step {self.at.step}"
         )
         if self.silent_s is None:
@@ -123,6 +126,8 @@ class Liveness:
         self._heard: dict[int, tuple[Beat, float]] = {}
         """Newest beat of each rank that this one listens to, and when it was new."""
         self._peers: dict[int, Peer] = {}
+        self._beating: set[int] = set()
+        """Ranks whose first beat is there: asking for one that is not would wait."""
         self._listens_to_all = rank == 0
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -134,6 +139,13 @@ class Liveness:
             thread = threading.Thread(target=loop, daemon=True, name=f"hdet-{loop.__name__.strip('_')}")
             self._threads.append(thread)
             thread.start()
+
+    def meet(self) -> None:
+        """Learn who the others are, when all have begun: who stops before the first beat is missed too."""
+        ranks = [rank for rank in self._ranks() if rank != self._rank]
+        for rank, raw in zip(ranks, self._get(map(_peer_key, ranks)), strict=True):
+            self._peers[rank] = Peer(**json.loads(raw))
+            self._heard.setdefault(rank, (_NO_BEAT_YET, self._clock()))
 
     def stop(self) -> None:
         """The loop has ended: the next beat says so and is the last."""
@@ -154,7 +166,7 @@ class Liveness:
             silent=silent if self._rank == 0 else {},
         )
         self._store.set(_beat_key(self._rank), json.dumps(asdict(own)))
-        self._listen(range(self._num_ranks) if self._listens_to_all else (0,))
+        self._listen(self._ranks())
         self._answered_at = self._clock()
 
     def suspects(self, after_s: float) -> list[Suspect]:
@@ -206,12 +218,18 @@ class Liveness:
                 self._on_hang(self._error_about(suspects, f"no sign of life for {self._hang_s:g} s"))
                 return
 
-    def _listen(self, ranks: range | tuple[int, ...]) -> None:
+    def _ranks(self) -> range:
+        """Those that this one listens to."""
+        return range(self._num_ranks if self._listens_to_all else 1)
+
+    def _listen(self, ranks: range) -> None:
         others = [rank for rank in ranks if rank != self._rank]
-        new = [r for r in others if r not in self._peers and self._store.check([_peer_key(r), _beat_key(r)])]
+        silent = [rank for rank in others if rank not in self._beating]
+        new = [rank for rank in silent if self._store.check([_peer_key(rank), _beat_key(rank)])]
         for rank, raw in zip(new, self._get(map(_peer_key, new)), strict=True):
             self._peers[rank] = Peer(**json.loads(raw))
-        known = [rank for rank in others if rank in self._peers]
+        self._beating.update(new)
+        known = [rank for rank in others if rank in self._beating]
         now = self._clock()
         for rank, raw in zip(known, self._get(map(_beat_key, known)), strict=True):
             beat = Beat(**json.loads(raw))

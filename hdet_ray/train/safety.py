@@ -40,6 +40,7 @@ def watch_over(scheduler: ReplicaScheduler, bridge: ReportBridge) -> None:
         require_shared_storage(collective, storage.storage_filesystem, storage.experiment_fs_path, node=node)
         scheduler.on_directive(PreemptionNotice().directive)
     if bridge.liveness is not None:
+        bridge.liveness.meet()
         bridge.liveness.progress = lambda: (scheduler.state.round, scheduler.iterations)
     if bridge.digest_every_rounds is not None and collective.world_size > 1:
         check = EqualityCheck(collective, compared_parameters(scheduler))

@@ -66,6 +66,22 @@ class Group:
                         assert self.store.is_stopped
 
 
+@pytest.mark.parametrize(("stopped", "listening"), [(0, 1), (2, 0)])
+def test_a_rank_that_stops_before_its_first_beat_is_named_with_its_place(
+    stopped: int, listening: int
+) -> None:
+    group = Group(3)
+    for one in group.ranks:
+        one.meet()
+    if stopped == 0:
+        group.store.is_stopped = True  # it lives in rank 0's process
+    group.pass_time(13, without=stopped)
+    (suspect,) = group.ranks[listening].suspects(10)
+    assert str(suspect).startswith(f"rank {stopped} (node node-{stopped}, pid ")
+    assert "has been silent for" in str(suspect)
+    assert str(suspect).endswith("before its first round")
+
+
 def test_nobody_is_suspected_while_all_beat() -> None:
     group = Group(3)
     group.pass_time(30)
