@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,12 +66,17 @@ def test_a_node_that_says_it_will_go_finds_the_run_saved(cluster: ElasticCluster
     run.wait_for_rounds(4)
     noticed_at = run.newest_step()
     cluster.announce_preemption(leaving, in_s=60)
-    run.wait_for(
-        lambda _: any((tmp_path / "stored" / "elastic").glob("checkpoint_*/hdet/manifest.json")), "a save"
-    )
+    # The first step after a boundary that was asked for: by then Ray knows its checkpoint.
+    run.wait_for(lambda _: run.newest_step() >= (saved_step(tmp_path) or math.inf), "a step after a save")
     cluster.remove(leaving)
     run.wait_for_rounds(3)
     run.finish()
     resumed_at = min(line["step"] for line in run.lines() if line["replicas"] == 3)
     assert resumed_at >= noticed_at
     assert resumed_at % ROUND_STEPS == 0
+
+
+def saved_step(out: Path) -> int | None:
+    """The first boundary that was saved, if one was: the step that follows it."""
+    manifests = (out / "stored" / "elastic").glob("checkpoint_*/hdet/manifest.json")
+    return min((json.loads(path.read_text())["step"] for path in manifests), default=None)
