@@ -47,7 +47,7 @@ def test_a_truncated_newest_checkpoint_costs_the_rounds_since_the_one_before(
 ) -> None:
     cluster.add(2)
     run = ElasticRun(tmp_path, (1, 2), checkpoint_sync=True)
-    run.wait_for_rounds(4)
+    run.wait_for_rounds(2, count=4)
     first_group = pids(tmp_path)
     kill(first_group)
     saved = {
@@ -57,7 +57,7 @@ def test_a_truncated_newest_checkpoint_costs_the_rounds_since_the_one_before(
     before, newest = sorted(saved)[-2:]
     weights = saved[newest].with_name("model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-3])
-    run.wait_for_rounds(3, after_step=newest)
+    run.wait_for_rounds(2, after_step=newest)
     run.finish()
     assert resumed_at(tmp_path, first_group) == before
 
