@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-import posixpath
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow.fs as pafs
 import ray.train
-from ray.train import Checkpoint, CheckpointConsistencyMode
 from torch import nn
 
 from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RestoreError, RunPaused
@@ -27,13 +24,12 @@ from hdet_ray.optim.rounds import BoundaryEvent
 from hdet_ray.optim.stepping import ReplicaScheduler
 from hdet_ray.train.checkpoints import Loaded, load, restore, restore_rank, save
 from hdet_ray.train.job_run import JobRun, controller_on_every_rank, settings_on_every_rank
-from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.ledger import RunLedger
-from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports, has_user_files
+from hdet_ray.train.newest import NOTHING, Found, find_newest
+from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports
 from hdet_ray.train.restored import require_planned_values
 from hdet_ray.train.rng import capture_rng
 from hdet_ray.train.safety import watch_over
-from hdet_ray.train.storage import newest_complete, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -107,15 +103,6 @@ def attach(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What rank 0 found in the run's storage."""
-
-    ours: Checkpoint | None
-    """Our folder inside the newest complete checkpoint."""
-    has_user_files: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _RankNote:
     """What each rank tells the one that writes."""
 
@@ -165,7 +152,7 @@ class _Attachment:
     def resume(self) -> None:
         mine, problem = self._find() if self.collective.rank == 0 else (None, None)
         self.collective.agree(problem)
-        found: _Found = self.collective.broadcast_object(mine)
+        found: Found = self.collective.broadcast_object(mine)
         if found.ours is None:
             return
         with found.ours.as_directory() as folder:
@@ -256,12 +243,12 @@ class _Attachment:
             f"paused at round {event.state.round}; it goes on from the checkpoint of this boundary"
         )
 
-    def _find(self) -> tuple[_Found | None, HDETError | None]:
+    def _find(self) -> tuple[Found | None, HDETError | None]:
         """Rank 0 looks for all; what it can't take becomes every rank's error."""
         if not self.bridge.saves_checkpoints:
-            return _NOTHING, None
+            return NOTHING, None
         try:
-            return _find_newest(self.bridge.newest_checkpoint(), self._job), None
+            return find_newest(self.bridge.newest_checkpoint(), self._job), None
         except HDETError as error:
             return None, error
 
@@ -359,38 +346,6 @@ def _metrics(event: BoundaryEvent) -> dict[str, Any]:
         for (name, group), value in values.items():
             metrics[f"hdet/{kind}_{name}" + (f"/{group}" if group else "")] = value
     return metrics
-
-
-_NOTHING = _Found(ours=None, has_user_files=False)
-
-
-def _find_newest(newest: Checkpoint | None, job: JobRun | None) -> _Found:
-    if newest is None:
-        if job is not None:
-            job.choose([])
-        return _NOTHING
-    reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-    filesystem, _ = resolve(newest.path, newest.filesystem)
-    # Ray orders them by score where the user has asked for one; folders are named by time.
-    by_time = sorted(reported, key=lambda entry: posixpath.basename(entry.checkpoint.path), reverse=True)
-    older = [entry.checkpoint for entry in by_time if entry.checkpoint.path != newest.path]
-    candidates = {posixpath.join(each.path, HDET_FOLDER): each for each in [newest, *older]}
-    if job is not None:
-        candidates |= job.pinned()
-    ours = [path for path in candidates if filesystem.get_file_info(path).type != pafs.FileType.NotFound]
-    if not ours:
-        logger.warning("none of the run's %d checkpoints is of attach(): starting at step 0", len(candidates))
-        return _Found(ours=None, has_user_files=True)
-    chosen = None if job is None else job.choose(ours)
-    path = newest_complete(filesystem, ours) if chosen is None else chosen
-    if path is None:
-        raise CheckpointError(
-            f"none of the run's {len(ours)} checkpoints is complete (newest: {ours[0]}); start under a new "
-            "RunConfig(name=…), or put back the files that its manifest lists"
-        )
-    return _Found(
-        ours=Checkpoint(path, filesystem=filesystem), has_user_files=has_user_files(candidates[path])
-    )
 
 
 def _require_equal(collective: Collective, *settings: Any) -> None:
