@@ -126,9 +126,9 @@ class HDETTrainer(TorchTrainer):
             CheckpointError: Ray's index of the run's checkpoints can't be read, and has no copy.
         """
         failures = 0
-        restore_index(self.run_config)
         with defaults_in_environment(self._recovery_settings):
             while True:
+                restore_index(self.run_config)
                 try:
                     return super().fit()
                 except ControllerError as error:
