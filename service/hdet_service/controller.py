@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hdet_ray.exceptions import HDETError
 from hdet_ray.train.protocol import Answer, answer_to_json
 from hdet_service.auth import Principal, Role
 from hdet_service.events import EventBus
@@ -30,6 +29,7 @@ from hdet_service.store.database import Store
 from hdet_service.store.housekeeping import Housekeeping
 from hdet_service.store.models import ControllerRow, Job
 from hdet_service.supervision import Supervision
+from hdet_service.trying import FailuresLogged
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +127,8 @@ class Controller:
 
     async def _try_tick(self) -> None:
         """A tick; where it fails, the next one tries again."""
-        try:
+        with FailuresLogged(logger, "tick failed"):
             await self.tick()
-        except HDETError as error:  # a full disk, a locked database: they may pass
-            logger.error("tick failed: %s", error)
-        except Exception:
-            logger.exception("tick failed")
 
     async def _expire(self, job_id: str) -> None:
         try:

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from hdet_ray.exceptions import HDETError
 from hdet_service import job_rows, told
 from hdet_service.acts import Acts, is_handed_over
 from hdet_service.admission import admitted
@@ -46,6 +45,7 @@ from hdet_service.store.database import Store
 from hdet_service.store.models import Job, Transition
 from hdet_service.submission import read_admission
 from hdet_service.transitions import ENTERED, enter, touch
+from hdet_service.trying import FailuresLogged
 
 logger = logging.getLogger(__name__)
 
@@ -340,12 +340,8 @@ class Supervision:
 
     async def _try_advance(self, job_id: str, choose: Choose) -> Job | None:
         """The same; a job that can't be taken on keeps no other from it."""
-        try:
+        with FailuresLogged(logger, "no step taken: job=%s", job_id):
             return await self._advance(job_id, choose)
-        except HDETError as error:
-            logger.error("no step taken: job=%s cause=%s", job_id, error)
-        except Exception:
-            logger.exception("no step taken: job=%s", job_id)
         return None
 
     def _apply(self, session: Session, job: Job, step: Step, now_s: float) -> None:

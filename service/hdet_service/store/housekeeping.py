@@ -16,7 +16,6 @@ from pathlib import Path
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
-from hdet_ray.exceptions import HDETError
 from hdet_service.events import record
 from hdet_service.packages import drop_unused
 from hdet_service.store.database import Store
@@ -32,6 +31,7 @@ from hdet_service.store.thinning import (
     summary_of,
     thin,
 )
+from hdet_service.trying import FailuresLogged
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,8 @@ class Housekeeping:
     async def run(self, every_s: float = EVERY_S) -> None:
         """Tidy now and then until canceled; what fails is said, and tried again at the next time."""
         while True:
-            try:
+            with FailuresLogged(logger, "tidying failed"):
                 await self.tidy()
-            except HDETError as error:  # a full disk, a locked database: they may pass
-                logger.error("tidying failed: %s", error)
-            except Exception:
-                logger.exception("tidying failed")
             await asyncio.sleep(every_s)
 
     async def tidy(self) -> Tidied:
