@@ -1,9 +1,9 @@
 """Averaging: one all-reduce per bucket, at converge only.
 
 Large tensors are reduced where they lie, the others in flat buckets, laid out once; between rounds nothing
-here runs. While one bucket is on its way the next is being filled, so at most two are alive. A replica's
-weight is 0 when its health verdict left it out of the round: it sends zeros, whatever its tensors hold, and
-takes the mean of the others.
+here runs. Ranks of one host that speak Gloo exchange shares of a bucket instead. While one bucket is on its
+way the next is being filled, so at most two are alive. A replica's weight is 0 when its health verdict left
+it out of the round: whatever its tensors hold goes to nobody, and it takes the mean of the others.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hdet_ray.exceptions import CollectiveError, ConfigError
-from hdet_ray.optim.buckets import Bucket, Staging, backends_of, exchange_device, is_averaged, lay_out
+from hdet_ray.optim.buckets import (
+    Bucket,
+    Staging,
+    Way,
+    backends_of,
+    exchange_device,
+    is_averaged,
+    lay_out,
+    lay_out_full,
+    speaks_gloo,
+)
+from hdet_ray.optim.exchange import Exchange, host_id, num_received
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of a flat bucket: large enough to hide an all-reduce's latency, small next to a model."""
@@ -61,11 +73,11 @@ def average_parameters(
         )
     # Weights and digests travel before anything is judged: a rank that raised alone would leave the others
     # waiting.
-    weights, digests = _gather(weight, layout_digest(own), group)
+    weights, (layouts, hosts) = _gather(weight, layout_digest(own), _digest(host_id()), group=group)
     check_weights(weights)
-    if len(set(digests)) > 1:
+    if len(set(layouts)) > 1:
         raise CollectiveError(_first_difference(own, group))
-    Averager(own, group=group).average(weights)
+    Averager(own, group=group, shares_host=len(set(hosts)) == 1).average(weights)
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -84,8 +96,7 @@ def check_weights(weights: Sequence[float]) -> None:
 
 def layout_digest(tensors: Iterable[Tensor]) -> int:
     """A signed 64-bit fingerprint of number, shapes and dtypes: equal on ranks that can be averaged."""
-    text = "\n".join(_describe(tensor) for tensor in tensors)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
+    return _digest("\n".join(_describe(tensor) for tensor in tensors))
 
 
 class Averager:
@@ -97,8 +108,8 @@ class Averager:
     Args:
         tensors: What to average; floating ones get the mean, others the first included rank's value.
         group: The ranks that average; None for the default group.
-        bucket_bytes: Size of a bucket. A contiguous tensor of 4 MiB, or of a bucket's size, is reduced where
-            it lies.
+        shares_host: All ranks are processes of one machine, and all of them say so.
+        bucket_bytes: Size of a bucket. A large contiguous tensor is averaged where it lies.
         source_tensors: Tensors that take the first included rank's value instead of a mean although they are
             floating: the optimizer's step counts.
     """
@@ -108,6 +119,7 @@ class Averager:
         tensors: Sequence[Tensor],
         *,
         group: dist.ProcessGroup | None,
+        shares_host: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
         source_tensors: Sequence[Tensor] = (),
     ) -> None:
@@ -121,9 +133,18 @@ class Averager:
         if self._num_ranks > 1:
             averaged = [tensor for tensor in tensors if is_averaged(tensor)]
             copied = [tensor for tensor in tensors if not is_averaged(tensor)]
-            self._buckets += lay_out(averaged, bucket_bytes, group, is_mean=True)
-            self._buckets += lay_out([*copied, *source_tensors], bucket_bytes, group, is_mean=False)
-        self._staging = Staging(self._buckets)
+            exchanged = [t for t in averaged if shares_host and speaks_gloo(t.device, group)]
+            reduced = [t for t in averaged if not (shares_host and speaks_gloo(t.device, group))]
+            # Half as large: what is received takes as much memory again.
+            self._buckets += lay_out_full(exchanged, bucket_bytes // 2, group)
+            self._buckets += lay_out(reduced, bucket_bytes, group, Way.ALL_REDUCE)
+            self._buckets += lay_out([*copied, *source_tensors], bucket_bytes, group, Way.BROADCAST)
+        self._staging = Staging((bucket.kind, bucket.num_staged) for bucket in self._buckets)
+        self._received = Staging(
+            (bucket.kind, num_received(bucket.numel, self._num_ranks))
+            for bucket in self._buckets
+            if bucket.way is Way.EXCHANGE
+        )
 
     @torch.no_grad()
     def average(self, weights: Sequence[float]) -> int:
@@ -146,59 +167,94 @@ class Averager:
             )
         in_flight: deque[_Transfer] = deque()
         for bucket in self._buckets:
-            while not bucket.is_in_place and sum(t.is_staged for t in in_flight) == MAX_STAGED:
+            while bucket.num_staged and sum(t.is_staged for t in in_flight) == MAX_STAGED:
                 in_flight.popleft().land()
-            in_flight.append(_Transfer(bucket, self._staging.flat_for(bucket), weights, self._group))
+            in_flight.append(self._start(bucket, weights))
+            if len(in_flight) > 1:
+                in_flight[-2].turn()
+        if in_flight:
+            in_flight[-1].turn()
         while in_flight:
             in_flight.popleft().land()
         return sum(bucket.num_bytes for bucket in self._buckets)
 
+    def _start(self, bucket: Bucket, weights: Sequence[float]) -> _Transfer:
+        flats = bucket.flats(self._staging.take(bucket.kind, bucket.num_staged))
+        # Relative to the largest, so that equal weights multiply by exactly 1 and large ones can't overflow.
+        shares = [weight / max(weights) for weight in weights]
+        match bucket.way:
+            case Way.EXCHANGE:
+                received = self._received.take(bucket.kind, num_received(bucket.numel, self._num_ranks))
+                return _exchange(bucket, flats, received, shares, self._group)
+            case Way.ALL_REDUCE:
+                return _all_reduce(bucket, flats, shares, self._group)
+            case Way.BROADCAST:
+                return _broadcast(bucket, flats, shares, self._group)
 
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Transfer:
-    """One bucket on its way, from filling the flat tensor to putting the result back."""
+    """One bucket on its way."""
 
-    def __init__(
-        self, bucket: Bucket, flat: Tensor, weights: Sequence[float], group: dist.ProcessGroup | None
-    ) -> None:
-        self._bucket = bucket
-        self._flat = flat
-        self._divisor = 1.0
-        self._work = self._start_mean(weights, group) if bucket.is_mean else self._start_copy(weights, group)
+    bucket: Bucket
+    flats: list[Tensor]
+    work: dist.Work | Exchange
+    divisor: float = 1.0
 
     @property
     def is_staged(self) -> bool:
         """Whether it holds staging memory until it has landed."""
-        return not self._bucket.is_in_place
+        return self.bucket.num_staged > 0
+
+    def turn(self) -> None:
+        """Do what the other half of the way needs; a collective needs nothing."""
+        if isinstance(self.work, Exchange):
+            self.work.turn()
 
     def land(self) -> None:
         """Wait for the result and put it where it belongs."""
-        self._work.wait()
-        self._bucket.empty(self._flat, self._divisor)
+        self.work.wait()
+        self.bucket.empty(self.flats, self.divisor)
 
-    def _start_mean(self, weights: Sequence[float], group: dist.ProcessGroup | None) -> dist.Work:
-        # Relative to the largest, so that equal weights multiply by exactly 1 and large ones can't overflow.
-        shares = [weight / max(weights) for weight in weights]
-        own_share = shares[dist.get_rank(group)]
-        if own_share == 0:
-            self._flat.zero_()  # Not multiplied: 0 times NaN is NaN.
-        else:
-            self._bucket.fill(self._flat)
-            if own_share != 1:
-                self._flat.mul_(own_share)
-        operation = dist.ReduceOp.AVG
-        if min(shares) != 1 or backends_of(group).get(self._flat.device.type) != "nccl":
-            # Gloo has no AVG, and no backend has a weighted one: sum, then scale once per bucket.
-            operation = dist.ReduceOp.SUM
-            self._divisor = sum(shares)
-        work: dist.Work = dist.all_reduce(self._flat, op=operation, group=group, async_op=True)
-        return work
 
-    def _start_copy(self, weights: Sequence[float], group: dist.ProcessGroup | None) -> dist.Work:
-        first_included = next(rank for rank, weight in enumerate(weights) if weight > 0)
-        source = first_included if group is None else dist.get_global_rank(group, first_included)
-        self._bucket.fill(self._flat)
-        work: dist.Work = dist.broadcast(self._flat, source, group=group, async_op=True)
-        return work
+def _exchange(
+    bucket: Bucket,
+    flats: list[Tensor],
+    received: Tensor,
+    shares: Sequence[float],
+    group: dist.ProcessGroup | None,
+) -> _Transfer:
+    if shares[dist.get_rank(group)]:
+        bucket.fill(flats)
+    return _Transfer(bucket, flats, Exchange(flats, received, shares, group))
+
+
+def _all_reduce(
+    bucket: Bucket, flats: list[Tensor], shares: Sequence[float], group: dist.ProcessGroup | None
+) -> _Transfer:
+    (flat,) = flats
+    own_share = shares[dist.get_rank(group)]
+    if own_share == 0:
+        flat.zero_()  # Not multiplied: 0 times NaN is NaN.
+    else:
+        bucket.fill(flats)
+        if own_share != 1:
+            flat.mul_(own_share)
+    operation, divisor = dist.ReduceOp.AVG, 1.0
+    if min(shares) != 1 or backends_of(group).get(flat.device.type) != "nccl":
+        # Gloo has no AVG, and no backend has a weighted one: sum, then scale once per bucket.
+        operation, divisor = dist.ReduceOp.SUM, sum(shares)
+    return _Transfer(bucket, flats, dist.all_reduce(flat, op=operation, group=group, async_op=True), divisor)
+
+
+def _broadcast(
+    bucket: Bucket, flats: list[Tensor], shares: Sequence[float], group: dist.ProcessGroup | None
+) -> _Transfer:
+    (flat,) = flats
+    first_included = next(rank for rank, share in enumerate(shares) if share > 0)
+    bucket.fill(flats)
+    work = dist.broadcast(flat, group=group, group_src=first_included, async_op=True)
+    return _Transfer(bucket, flats, work)
 
 
 def _is_distributed() -> bool:
@@ -219,14 +275,20 @@ def _require_single_process(group: dist.ProcessGroup | None) -> None:
         )
 
 
-def _gather(weight: float, digest: int, group: dist.ProcessGroup | None) -> tuple[list[float], list[int]]:
-    """Every rank's weight and digest, by rank, in one exchange of 16 bytes each."""
+def _gather(
+    weight: float, *digests: int, group: dist.ProcessGroup | None
+) -> tuple[list[float], list[list[int]]]:
+    """Every rank's weight and digests, by rank, in one exchange of a few bytes each."""
     bits = torch.tensor([weight], dtype=torch.float64).view(torch.int64)
-    own = torch.cat([bits, torch.tensor([digest])]).to(exchange_device(torch.device("cpu"), group))
+    own = torch.cat([bits, torch.tensor(digests)]).to(exchange_device(torch.device("cpu"), group))
     rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(rows, own, group=group)
-    table = torch.stack(rows).cpu()  # (ranks, 2)
-    return table[:, 0].contiguous().view(torch.float64).tolist(), table[:, 1].tolist()
+    table = torch.stack(rows).cpu()  # (ranks, 1 + digests)
+    return table[:, 0].contiguous().view(torch.float64).tolist(), table[:, 1:].T.tolist()
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 def _first_difference(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> str:

@@ -1,4 +1,4 @@
-"""Flat buckets: many tensors, few collectives.
+"""Flat buckets: many tensors, few messages.
 
 A bucket remembers which tensors it carries and where each lies in it. Every rank lays out the same shapes
 and dtypes to the same buckets, whatever its devices and strides are.
@@ -6,9 +6,11 @@ and dtypes to the same buckets, whatever its devices and strides are.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 import torch.distributed as dist
@@ -17,86 +19,135 @@ from torch import Tensor
 from hdet_ray.exceptions import ConfigError
 
 ALONE_BYTES = 4 * 2**20
-"""From this size on a tensor travels alone: two copies would cost more than one more collective does."""
+"""From this size on a tensor has a collective to itself: two copies would cost more than one more does."""
+
+IN_PLACE_BYTES = 256 * 2**10
+"""From this size on a tensor of a full bucket is sent from where it lies: copies cost more than messages."""
 
 PIECE_BYTES = 25 * 2**20
 """Of what is copied in order to be averaged, so much at a time."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Bucket:
-    """Tensors that travel together."""
+class Way(Enum):
+    """How the values of a bucket come together."""
+
+    ALL_REDUCE = auto()
+    """The ranks' mean, by the backend's collective."""
+    EXCHANGE = auto()
+    """The ranks' mean, by messages among ranks of one host."""
+    BROADCAST = auto()
+    """One rank's values."""
+
+
+Kind = tuple[torch.dtype, torch.device]
+"""Of a flat tensor. 16-bit floats travel as 32-bit ones: their sum can't overflow, and rounds once. The
+device is the tensors' own where the process group reaches it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One flat stretch of a bucket: several small tensors, a large one, or rows of a large one."""
 
     tensors: tuple[Tensor, ...]
-    dtype: torch.dtype
-    """Of the flat tensor. 16-bit floats travel as 32-bit ones: their sum can't overflow, and rounds once."""
-    device: torch.device
-    """Of the flat tensor: the tensors' own where the process group reaches it."""
-    is_mean: bool
-    """Whether the ranks' mean is wanted, or one rank's values."""
     is_in_place: bool
     """Whether the only tensor is its own flat tensor, which saves both copies."""
+    rows: slice | None = None
+    """Of the only tensor's first dimension; ``None`` for all."""
+
+    def views(self) -> list[Tensor]:
+        """What is averaged, in its own shape."""
+        if self.rows is None:
+            return [tensor.detach() for tensor in self.tensors]
+        return [self.tensors[0].detach()[self.rows]]
 
     @property
     def numel(self) -> int:
-        """Elements of the flat tensor."""
-        return sum(tensor.numel() for tensor in self.tensors)
+        """Elements of the stretch."""
+        return sum(view.numel() for view in self.views())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucket:
+    """Tensors that travel together, as one flat tensor for each part."""
+
+    parts: tuple[Part, ...]
+    kind: Kind
+    way: Way
+
+    @property
+    def numel(self) -> int:
+        """Elements of all parts."""
+        return sum(part.numel for part in self.parts)
+
+    @property
+    def num_staged(self) -> int:
+        """Elements that can't travel from where they lie."""
+        return sum(part.numel for part in self.parts if not part.is_in_place)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the flat tensor."""
-        return self.numel * self.dtype.itemsize
+        """Bytes that travel."""
+        return self.numel * self.kind[0].itemsize
 
-    def fill(self, flat: Tensor) -> None:
-        """Copy the tensors' values to the flat tensor."""
-        if not self.is_in_place:
-            torch._foreach_copy_(self._pieces(flat), [tensor.detach() for tensor in self.tensors])
+    def flats(self, staging: Tensor) -> list[Tensor]:
+        """Each part's flat tensor: its own memory, or its stretch of ``staging`` (``num_staged``)."""
+        flats, num_used = [], 0
+        for part in self.parts:
+            if part.is_in_place:
+                flats.append(part.views()[0].view(-1))
+            else:
+                flats.append(staging[num_used : num_used + part.numel])
+                num_used += part.numel
+        return flats
 
-    def empty(self, flat: Tensor, divisor: float) -> None:
-        """Put the flat tensor's values, divided by ``divisor``, back into the tensors."""
-        if self.is_in_place:
+    def fill(self, flats: Sequence[Tensor]) -> None:
+        """Copy the tensors' values to the flat tensors."""
+        for part, flat in zip(self.parts, flats, strict=True):
+            if not part.is_in_place:
+                views = part.views()
+                torch._foreach_copy_(_pieces(flat, views), views)
+
+    def empty(self, flats: Sequence[Tensor], divisor: float) -> None:
+        """Put the flat tensors' values, divided by ``divisor``, back into the tensors."""
+        for part, flat in zip(self.parts, flats, strict=True):
+            views = part.views()
+            if divisor != 1 and flat.is_cpu and not part.is_in_place:
+                # One pass over memory instead of two; a kernel launch for each tensor would not pay on a GPU.
+                for view, piece in zip(views, _pieces(flat, views), strict=True):
+                    torch.div(piece, divisor, out=view)
+                continue
             if divisor != 1:
                 flat.div_(divisor)
-        elif divisor != 1 and flat.is_cpu:
-            # One pass over memory instead of two; a kernel launch for each tensor would not pay on a GPU.
-            for tensor, piece in zip(self.tensors, self._pieces(flat), strict=True):
-                torch.div(piece, divisor, out=tensor.detach())
-        else:
-            if divisor != 1:
-                flat.div_(divisor)
-            torch._foreach_copy_([tensor.detach() for tensor in self.tensors], self._pieces(flat))
-
-    def _pieces(self, flat: Tensor) -> list[Tensor]:
-        pieces = torch.split(flat, [tensor.numel() for tensor in self.tensors])
-        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, self.tensors, strict=True)]
+            if not part.is_in_place:
+                torch._foreach_copy_(views, _pieces(flat, views))
 
 
 class Staging:
-    """The memory of flat tensors: two per dtype and device, used in turn, each of the largest bucket's size.
+    """Memory that values lie in on their way: two stretches of a kind, in turn, each of the largest need.
 
-    One where there is one bucket. They are made at first use and kept: on a host, faulting fresh pages in
-    costs more than the copies do.
+    One where there is one need. They are made at first use and kept: on a host, faulting fresh pages in costs
+    more than the copies do.
     """
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self._numel: dict[tuple[torch.dtype, torch.device], list[int]] = defaultdict(list)
-        for bucket in buckets:
-            if not bucket.is_in_place:
-                self._numel[bucket.dtype, bucket.device].append(bucket.numel)
-        self._flats: dict[tuple[torch.dtype, torch.device], deque[Tensor]] = {}
+    def __init__(self, needs: Iterable[tuple[Kind, int]]) -> None:
+        self._needs: dict[Kind, list[int]] = defaultdict(list)
+        for kind, numel in needs:
+            if numel:
+                self._needs[kind].append(numel)
+        self._stretches: dict[Kind, deque[Tensor]] = {}
 
-    def flat_for(self, bucket: Bucket) -> Tensor:
-        """The bucket's flat tensor, free again when the next but one of its kind is asked for."""
-        if bucket.is_in_place:
-            return bucket.tensors[0].detach().view(-1)
-        key = (bucket.dtype, bucket.device)
-        if key not in self._flats:
-            numels = self._numel[key]
-            self._flats[key] = deque(
-                torch.empty(max(numels), dtype=bucket.dtype, device=bucket.device) for _ in numels[:2]
+    def take(self, kind: Kind, numel: int) -> Tensor:
+        """So many elements, free again when the next but one of their kind are taken."""
+        dtype, device = kind
+        if not numel:
+            return torch.empty(0, dtype=dtype, device=device)
+        if kind not in self._stretches:
+            needs = self._needs[kind]
+            self._stretches[kind] = deque(
+                torch.empty(max(needs), dtype=dtype, device=device) for _ in needs[:2]
             )
-        self._flats[key].rotate()
-        return self._flats[key][0][: bucket.numel]
+        self._stretches[kind].rotate()
+        return self._stretches[kind][0][:numel]
 
 
 def is_averaged(tensor: Tensor) -> bool:
@@ -105,9 +156,9 @@ def is_averaged(tensor: Tensor) -> bool:
 
 
 def lay_out(
-    tensors: Iterable[Tensor], bucket_bytes: int, group: dist.ProcessGroup | None, *, is_mean: bool
+    tensors: Iterable[Tensor], bucket_bytes: int, group: dist.ProcessGroup | None, way: Way
 ) -> list[Bucket]:
-    """Fill buckets in the tensors' order, one open bucket per dtype and device; large tensors travel alone.
+    """Buckets of one flat tensor each, for collectives, filled in the tensors' order; large ones are alone.
 
     The large ones come first: they need no filling, so that the rest is filled while they are on their way.
     What is large depends on sizes alone and not on strides, so all ranks lay out alike.
@@ -117,22 +168,69 @@ def lay_out(
     """
     alone: list[Bucket] = []
     shared: list[Bucket] = []
-    members: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    filled_bytes: dict[tuple[torch.dtype, torch.device], int] = defaultdict(int)
+    open_: dict[Kind, list[Tensor]] = defaultdict(list)
+    filled_bytes: dict[Kind, int] = defaultdict(int)
     for tensor in _real_and_distinct(tensors):
-        key = (_flat_dtype(tensor, is_mean), exchange_device(tensor.device, group))
-        num_bytes = tensor.numel() * key[0].itemsize
+        kind = _kind(tensor, group, way)
+        num_bytes = tensor.numel() * kind[0].itemsize
         if num_bytes >= min(ALONE_BYTES, bucket_bytes):
-            is_own_flat = tensor.is_contiguous() and (tensor.dtype, tensor.device) == key
-            alone.append(_bucket([tensor], key, is_mean=is_mean, is_in_place=is_own_flat))
+            alone.append(Bucket((_alone(tensor, kind),), kind, way))
             continue
-        if filled_bytes[key] + num_bytes > bucket_bytes:
-            shared.append(_bucket(members.pop(key), key, is_mean=is_mean, is_in_place=False))
-            filled_bytes[key] = 0
-        members[key].append(tensor)
-        filled_bytes[key] += num_bytes
-    rest = (_bucket(open_, key, is_mean=is_mean, is_in_place=False) for key, open_ in members.items())
-    return [*alone, *shared, *rest]
+        if filled_bytes[kind] + num_bytes > bucket_bytes:
+            shared.append(Bucket(_together(open_.pop(kind)), kind, way))
+            filled_bytes[kind] = 0
+        open_[kind].append(tensor)
+        filled_bytes[kind] += num_bytes
+    return [*alone, *shared, *(Bucket(_together(rest), kind, way) for kind, rest in open_.items())]
+
+
+def lay_out_full(
+    tensors: Iterable[Tensor], bucket_bytes: int, group: dist.ProcessGroup | None
+) -> list[Bucket]:
+    """Buckets to exchange, all of them full: rows of large tensors where they lie, then small ones together.
+
+    Few and equal ones, because ranks wait for each other in each. As in `lay_out`, sizes alone decide. A
+    single row that is larger than a bucket makes one.
+
+    Raises:
+        ConfigError: A tensor is sparse.
+    """
+    way = Way.EXCHANGE
+    of_kind: dict[Kind, list[Tensor]] = defaultdict(list)
+    for tensor in _real_and_distinct(tensors):
+        of_kind[_kind(tensor, group, way)].append(tensor)
+    return [
+        Bucket(tuple(parts), kind, way)
+        for kind, same in of_kind.items()
+        for parts in _fill_up(same, kind, max(bucket_bytes // kind[0].itemsize, 1))
+    ]
+
+
+def _fill_up(tensors: Sequence[Tensor], kind: Kind, capacity: int) -> Iterator[list[Part]]:
+    """Parts of at most ``capacity`` elements together, or of one row or small tensor that alone has more."""
+    least = min(IN_PLACE_BYTES // kind[0].itemsize, capacity)
+    is_large = [tensor.ndim > 0 and tensor.numel() >= least for tensor in tensors]
+    parts: list[Part] = []
+    room = capacity
+    for tensor in itertools.compress(tensors, is_large):
+        row, start = tensor.numel() // len(tensor), 0
+        while start < len(tensor):
+            if parts and room < row:
+                yield parts
+                parts, room = [], capacity
+            stop = min(start + max(room // row, 1), len(tensor))
+            parts.append(_alone(tensor, kind, slice(start, stop)))
+            room -= (stop - start) * row
+            start = stop
+    small: list[Tensor] = []
+    for tensor in itertools.compress(tensors, (not large for large in is_large)):
+        if room < tensor.numel() and (parts or small):
+            yield [*parts, *_together(small)]
+            parts, small, room = [], [], capacity
+        small.append(tensor)
+        room -= tensor.numel()
+    if parts or small:
+        yield [*parts, *_together(small)]
 
 
 def pieces(tensors: Iterable[Tensor], piece_bytes: int = PIECE_BYTES) -> Iterator[list[Tensor]]:
@@ -162,23 +260,35 @@ def exchange_device(device: torch.device, group: dist.ProcessGroup | None) -> to
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
+def speaks_gloo(device: torch.device, group: dist.ProcessGroup | None) -> bool:
+    """Whether a tensor of ``device`` travels over ``group`` from host to host memory by Gloo."""
+    reached = exchange_device(device, group).type
+    return reached == "cpu" and backends_of(group)["cpu"] == "gloo"
+
+
 def backends_of(group: dist.ProcessGroup | None) -> dict[str, str]:
     """A process group's backend for each type of device that it reaches."""
     pairs = (pair.split(":", 1) for pair in dist.get_backend_config(group).split(","))
     return dict(pairs)
 
 
-def _bucket(
-    members: Sequence[Tensor], key: tuple[torch.dtype, torch.device], *, is_mean: bool, is_in_place: bool
-) -> Bucket:
-    dtype, device = key
-    return Bucket(
-        tensors=tuple(members), dtype=dtype, device=device, is_mean=is_mean, is_in_place=is_in_place
-    )
+def _alone(tensor: Tensor, kind: Kind, rows: slice | None = None) -> Part:
+    return Part((tensor,), tensor.is_contiguous() and (tensor.dtype, tensor.device) == kind, rows)
 
 
-def _flat_dtype(tensor: Tensor, is_mean: bool) -> torch.dtype:
-    return torch.float32 if is_mean and tensor.dtype.itemsize < 4 else tensor.dtype
+def _together(tensors: Sequence[Tensor]) -> tuple[Part, ...]:
+    return (Part(tuple(tensors), is_in_place=False),) if tensors else ()
+
+
+def _pieces(flat: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
+    """The flat tensor's stretches, one for each view and of its shape."""
+    split = torch.split(flat, [view.numel() for view in views])
+    return [piece.view(view.shape) for piece, view in zip(split, views, strict=True)]
+
+
+def _kind(tensor: Tensor, group: dist.ProcessGroup | None, way: Way) -> Kind:
+    is_widened = way is not Way.BROADCAST and tensor.dtype.itemsize < 4
+    return torch.float32 if is_widened else tensor.dtype, exchange_device(tensor.device, group)
 
 
 def _real_and_distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:

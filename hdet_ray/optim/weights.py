@@ -131,8 +131,8 @@ class Weights:
             # Healthy replicas keep their own moments; they lend copies to the one that lost its.
             keeps_own = replica_weights[self._collective.replica] > 0
             for piece in pieces(averaged):  # all of them at once would be two copies more
-                num_bytes += _average_lent(piece, [], weights, peers, keeps_own=keeps_own)
-            num_bytes += _average_lent([], counted, weights, peers, keeps_own=keeps_own)
+                num_bytes += self._average_lent(piece, [], weights, peers, keeps_own=keeps_own)
+            num_bytes += self._average_lent([], counted, weights, peers, keeps_own=keeps_own)
         return num_bytes
 
     @torch.no_grad()
@@ -170,9 +170,8 @@ class Weights:
         """The same for parameters and buffers alone; collective."""
         peers = self._collective.peers
         if peers is not None and self._collective.num_replicas > 1:
-            Averager([*self.parameters, *self.buffers], group=peers).average(
-                self._rank_weights(replica_weights)
-            )
+            everything = [*self.parameters, *self.buffers]
+            self._averager_of(everything, [], peers).average(self._rank_weights(replica_weights))
 
     def show_snapshot(self) -> None:
         """Put the boundary's parameters and buffers in place, and leave the optimizer alone."""
@@ -190,12 +189,36 @@ class Weights:
     def _averager_of(
         self, tensors: list[Tensor], source_tensors: list[Tensor], peers: dist.ProcessGroup
     ) -> Averager:
-        """The boundary's before, whose memory is at hand, unless a tensor has been replaced since."""
+        """The last one, whose memory is at hand; it is given up if it was for other tensors."""
         key = ([id(t) for t in tensors], [id(t) for t in source_tensors])
         if self._averager is None or key != self._averager_key:
-            self._averager = Averager(tensors, group=peers, source_tensors=source_tensors)
+            self._averager = self._new_averager(tensors, source_tensors, peers)
             self._averager_key = key
         return self._averager
+
+    def _new_averager(
+        self, tensors: list[Tensor], source_tensors: list[Tensor], peers: dist.ProcessGroup
+    ) -> Averager:
+        return Averager(
+            tensors,
+            group=peers,
+            shares_host=self._collective.peers_share_host,
+            source_tensors=source_tensors,
+        )
+
+    def _average_lent(
+        self,
+        averaged: list[Tensor],
+        counted: list[Tensor],
+        weights: Sequence[float],
+        peers: dist.ProcessGroup,
+        *,
+        keeps_own: bool,
+    ) -> int:
+        """Average copies, where this rank's own tensors stay as they are, or the tensors themselves."""
+        if keeps_own:
+            averaged, counted = [t.clone() for t in averaged], [t.clone() for t in counted]
+        return self._new_averager(averaged, counted, peers).average(weights)
 
     def _state_tensors(self) -> tuple[list[Tensor], list[Tensor]]:
         return optimizer_tensors(self._optimizer)
@@ -206,20 +229,6 @@ class Weights:
         replica_of = {rank: replica for replica, row in enumerate(grid) for rank in row}
         ranks = dist.get_process_group_ranks(self._collective.peers)
         return [replica_weights[replica_of[rank]] for rank in ranks]
-
-
-def _average_lent(
-    averaged: list[Tensor],
-    counted: list[Tensor],
-    weights: Sequence[float],
-    peers: dist.ProcessGroup,
-    *,
-    keeps_own: bool,
-) -> int:
-    """Average copies, where this rank's own tensors stay as they are, or the tensors themselves."""
-    if keeps_own:
-        averaged, counted = [t.clone() for t in averaged], [t.clone() for t in counted]
-    return Averager(averaged, group=peers, source_tensors=counted).average(weights)
 
 
 def _unique(tensors: Iterator[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from hdet_ray import average_parameters
 from hdet_ray.exceptions import ConfigError, HDETError
 from hdet_ray.optim.averaging import Averager
+from hdet_ray.optim.buckets import IN_PLACE_BYTES
 from tests.distributed.ranks import run_on_ranks
 
 SHAPES = [(3, 5), (7,), (), (40, 30), (2, 2, 2), (0, 4)]
@@ -33,19 +35,21 @@ def weighted_mean(weights: Sequence[float], dtype: torch.dtype) -> list[Tensor]:
 
 
 WEIGHTS = [(1.0, 1.0, 1.0), (0.5, 2.0, 1.0), (1.0, 0.0, 3.0), (0.0, 0.0, 0.7)]
-BUCKET_BYTES = [25 * 2**20, 100]
+WAYS = list(itertools.product(WEIGHTS, [25 * 2**20, 100, 5], [True, False]))
+"""Weights, bytes of a bucket, and whether the ranks know that they share a host."""
 
 
 def average_all_ways(rank: int) -> list[list[Tensor]]:
-    return [average_once(rank, weights, size) for weights in WEIGHTS for size in BUCKET_BYTES]
+    return [average_once(rank, *way) for way in WAYS]
 
 
-def average_once(rank: int, weights: Sequence[float], bucket_bytes: int) -> list[Tensor]:
+def average_once(rank: int, weights: Sequence[float], bucket_bytes: int, shares_host: bool) -> list[Tensor]:
     tensors = tensors_of(rank)
     if weights[rank] == 0:
         for tensor in tensors:
             tensor.fill_(math.nan)
-    Averager(tensors, group=None, bucket_bytes=bucket_bytes).average(weights)
+    averager = Averager(tensors, group=None, bucket_bytes=bucket_bytes, shares_host=shares_host)
+    averager.average(weights)
     return tensors
 
 
@@ -55,12 +59,54 @@ def averages(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Tensor]
     return run_on_ranks(average_all_ways, 3, store_path=tmp_path_factory.mktemp("averages"))
 
 
-@pytest.mark.parametrize("way", range(len(WEIGHTS) * len(BUCKET_BYTES)))
+@pytest.mark.parametrize("way", range(len(WAYS)))
 def test_every_rank_gets_the_same_weighted_mean(averages: list[list[list[Tensor]]], way: int) -> None:
-    expected = weighted_mean(WEIGHTS[way // len(BUCKET_BYTES)], torch.float32)
+    expected = weighted_mean(WAYS[way][0], torch.float32)
     torch.testing.assert_close([tensor.double() for tensor in averages[0][way]], expected)
     for other in averages[1:]:
         assert all(torch.equal(a, b) for a, b in zip(averages[0][way], other[way], strict=True))
+
+
+def test_on_one_host_the_bits_of_a_mean_do_not_depend_on_buckets(
+    averages: list[list[list[Tensor]]],
+) -> None:
+    for weights in WEIGHTS:
+        first, *others = [averages[0][i] for i, way in enumerate(WAYS) if way[0] == weights and way[2]]
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def average_large_and_keep(rank: int) -> tuple[list[Tensor], list[int], list[Tensor]]:
+    """Tensors that ranks and buckets cut, and some that can't be sent from where they lie."""
+    numel = IN_PLACE_BYTES // 4
+    generator = torch.Generator().manual_seed(rank)
+    tensors = [
+        torch.randn(7, numel // 5, generator=generator),
+        torch.randn(3, 11, generator=generator),
+        torch.randn(2, 3 * numel, generator=generator),
+        torch.randn(10 * numel, generator=generator),
+        torch.randn(64, 32, 8, 16, generator=generator).to(memory_format=torch.channels_last),
+        torch.randn(numel, 2, generator=generator).t(),
+        torch.randn(2 * numel, generator=generator, dtype=torch.float64),
+    ]
+    before = [tensor.clone() for tensor in tensors]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    averager = Averager(tensors, group=None, bucket_bytes=5 * numel, shares_host=True)
+    averager.average([1.0] * dist.get_world_size())
+    moved = [address - tensor.data_ptr() for address, tensor in zip(addresses, tensors, strict=True)]
+    return before, moved, tensors
+
+
+def test_on_one_host_each_value_is_added_up_in_the_order_of_ranks(tmp_path: Path) -> None:
+    num_ranks = 3
+    results = run_on_ranks(average_large_and_keep, num_ranks, store_path=tmp_path)
+    for _, moved, after in results:
+        assert not any(moved)
+        for index, tensor in enumerate(after):
+            total = results[0][0][index]
+            for before, *_ in results[1:]:
+                total = total + before[index]
+            assert torch.equal(tensor, total / num_ranks)
 
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float64, torch.complex64]
