@@ -42,7 +42,7 @@ def small_parameters() -> list[Tensor]:
 def compare_with_flat(parameters: list[Tensor], repeats: int) -> dict[str, Any]:
     """Time averages of parameters against one all-reduce of one flat tensor and its division."""
     flat = torch.cat([tensor.flatten() for tensor in parameters])
-    averager = Averager(parameters, group=None, shares_host=True)
+    averager = Averager(parameters, group=None, shares_place=True)
     num_ranks = dist.get_world_size()
     weights = [1.0] * num_ranks
 
@@ -64,7 +64,7 @@ def compare_with_flat(parameters: list[Tensor], repeats: int) -> dict[str, Any]:
 
 def compare_with_single(parameters: list[Tensor], repeats: int) -> dict[str, Any]:
     """Time averages of many small tensors against an all-reduce and a division for each."""
-    averager = Averager(parameters, group=None, shares_host=True)
+    averager = Averager(parameters, group=None, shares_place=True)
     num_ranks = dist.get_world_size()
     weights = [1.0] * num_ranks
 

@@ -65,7 +65,7 @@ def override(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would change; change nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it is applied or refused.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it is applied, refused or taken back.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Set or scale a value by hand, from a round on and for a number of rounds."""
@@ -83,6 +83,8 @@ def override(
         job_id = client.find_job(job)["id"]
         if remove is not None:
             taken = client.remove_override(job_id, remove, if_match=if_match, reason=reason)
+            if wait:
+                taken = _settled(client, job_id, taken, "applied")
             if as_json:
                 print_json(taken)
             else:
@@ -95,7 +97,7 @@ def override(
             return
         made = client.override(job_id, body, if_match=revision)
         if wait:
-            made = _settled(client, job_id, made)
+            made = _settled(client, job_id, made, "pending")
         if as_json:
             print_json(made)
         else:
@@ -218,18 +220,18 @@ def _steer(
         typer.echo(f"{hparam} {what} from the next round")
 
 
-def _settled(client: HDETClient, job_id: str, override: Override) -> Override:
-    """The override once it is no longer pending, or the job is over."""
+def _settled(client: HDETClient, job_id: str, override: Override, unsettled: str) -> Override:
+    """The override once it has left a state, or the job is over."""
     from hdet_ray.cli.watching import newest_event
 
     newest = newest_event(client, job_id)
     override = client.override_state(job_id, override["id"])
-    if override["state"] != "pending":
+    if override["state"] != unsettled:
         return override
     for event in client.follow_events(job_id, after=newest):
         if event["type"] in ("override", "round", "state"):
             override = client.override_state(job_id, override["id"])
-        if override["state"] != "pending":
+        if override["state"] != unsettled:
             return override
     return override
 

@@ -2,8 +2,8 @@
 
 Large tensors are reduced where they lie, the others in flat buckets, laid out once; between rounds nothing
 here runs. Ranks of one host that speak Gloo exchange shares of a bucket instead. While one bucket is on its
-way the next is being filled, so at most two are alive. A replica's weight is 0 when its health verdict left
-it out of the round: whatever its tensors hold goes to nobody, and it takes the mean of the others.
+way the next is being filled, so at most two copies are alive. A replica's weight is 0 when its health verdict
+left it out of the round: whatever its tensors hold goes to nobody, and it takes the mean of the others.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def average_parameters(
         )
     # Weights and digests travel before anything is judged: a rank that raised alone would leave the others
     # waiting.
-    weights, (layouts, hosts) = _gather(weight, layout_digest(own), _digest(host_id()), group=group)
+    weights, (layouts, places) = _gather(weight, layout_digest(own), _digest(place_of(own)), group=group)
     check_weights(weights)
     if len(set(layouts)) > 1:
         raise CollectiveError(_first_difference(own, group))
-    Averager(own, group=group, shares_host=len(set(hosts)) == 1).average(weights)
+    Averager(own, group=group, shares_place=len(set(places)) == 1).average(weights)
 
 
 def check_weights(weights: Sequence[float]) -> None:
@@ -99,16 +99,21 @@ def layout_digest(tensors: Iterable[Tensor]) -> int:
     return _digest("\n".join(_describe(tensor) for tensor in tensors))
 
 
+def place_of(tensors: Iterable[Tensor]) -> str:
+    """This machine, and the kinds of device there that tensors lie on."""
+    return " ".join([host_id(), *(tensor.device.type for tensor in tensors)])
+
+
 class Averager:
     """The weighted mean of the same tensors, again and again.
 
     The layout is computed once and its staging memory kept. Whoever puts other tensors in the place of these
-    (``optimizer.load_state_dict`` does) makes a new one.
+    (``optimizer.load_state_dict`` does), or other memory under them (``model.to`` does), makes a new one.
 
     Args:
         tensors: What to average; floating ones get the mean, others the first included rank's value.
         group: The ranks that average; None for the default group.
-        shares_host: All ranks are processes of one machine, and all of them say so.
+        shares_place: `place_of` these tensors is the same on all ranks, as all of them know.
         bucket_bytes: Size of a bucket. A large contiguous tensor is averaged where it lies.
         source_tensors: Tensors that take the first included rank's value instead of a mean although they are
             floating: the optimizer's step counts.
@@ -119,7 +124,7 @@ class Averager:
         tensors: Sequence[Tensor],
         *,
         group: dist.ProcessGroup | None,
-        shares_host: bool = False,
+        shares_place: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
         source_tensors: Sequence[Tensor] = (),
     ) -> None:
@@ -131,14 +136,14 @@ class Averager:
         self._num_ranks = dist.get_world_size(group) if _is_distributed() else 1
         self._buckets: list[Bucket] = []
         if self._num_ranks > 1:
-            averaged = [tensor for tensor in tensors if is_averaged(tensor)]
-            copied = [tensor for tensor in tensors if not is_averaged(tensor)]
-            exchanged = [t for t in averaged if shares_host and speaks_gloo(t.device, group)]
-            reduced = [t for t in averaged if not (shares_host and speaks_gloo(t.device, group))]
+            of_way: dict[Way, list[Tensor]] = {way: [] for way in Way}
+            for tensor in tensors:
+                of_way[_way_of(tensor, group, shares_place=shares_place)].append(tensor)
             # Half as large: what is received takes as much memory again.
-            self._buckets += lay_out_full(exchanged, bucket_bytes // 2, group)
-            self._buckets += lay_out(reduced, bucket_bytes, group, Way.ALL_REDUCE)
-            self._buckets += lay_out([*copied, *source_tensors], bucket_bytes, group, Way.BROADCAST)
+            self._buckets += lay_out_full(of_way[Way.EXCHANGE], bucket_bytes // 2, group)
+            self._buckets += lay_out(of_way[Way.ALL_REDUCE], bucket_bytes, group, Way.ALL_REDUCE)
+            copied = [*of_way[Way.BROADCAST], *source_tensors]
+            self._buckets += lay_out(copied, bucket_bytes, group, Way.BROADCAST)
         self._staging = Staging((bucket.kind, bucket.num_staged) for bucket in self._buckets)
         self._received = Staging(
             (bucket.kind, num_received(bucket.numel, self._num_ranks))
@@ -154,7 +159,7 @@ class Averager:
             weights: Every rank's weight, by rank in the group, the same list on every rank.
 
         Returns:
-            Bytes that this rank put through all-reduces and broadcasts.
+            Bytes of the buckets.
 
         Raises:
             ConfigError: ``weights`` has another length than the group, holds a negative or non-finite number,
@@ -215,6 +220,12 @@ class _Transfer:
         """Wait for the result and put it where it belongs."""
         self.work.wait()
         self.bucket.empty(self.flats, self.divisor)
+
+
+def _way_of(tensor: Tensor, group: dist.ProcessGroup | None, *, shares_place: bool) -> Way:
+    if not is_averaged(tensor):
+        return Way.BROADCAST
+    return Way.EXCHANGE if shares_place and speaks_gloo(tensor.device, group) else Way.ALL_REDUCE
 
 
 def _exchange(

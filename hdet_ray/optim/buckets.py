@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -51,19 +51,11 @@ class Part:
     tensors: tuple[Tensor, ...]
     is_in_place: bool
     """Whether the only tensor is its own flat tensor, which saves both copies."""
-    rows: slice | None = None
-    """Of the only tensor's first dimension; ``None`` for all."""
-
-    def views(self) -> list[Tensor]:
-        """What is averaged, in its own shape."""
-        if self.rows is None:
-            return [tensor.detach() for tensor in self.tensors]
-        return [self.tensors[0].detach()[self.rows]]
 
     @property
     def numel(self) -> int:
         """Elements of the stretch."""
-        return sum(view.numel() for view in self.views())
+        return sum(tensor.numel() for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +78,7 @@ class Bucket:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that travel."""
+        """Bytes of what comes together."""
         return self.numel * self.kind[0].itemsize
 
     def flats(self, staging: Tensor) -> list[Tensor]:
@@ -94,7 +86,7 @@ class Bucket:
         flats, num_used = [], 0
         for part in self.parts:
             if part.is_in_place:
-                flats.append(part.views()[0].view(-1))
+                flats.append(part.tensors[0].view(-1))
             else:
                 flats.append(staging[num_used : num_used + part.numel])
                 num_used += part.numel
@@ -104,22 +96,20 @@ class Bucket:
         """Copy the tensors' values to the flat tensors."""
         for part, flat in zip(self.parts, flats, strict=True):
             if not part.is_in_place:
-                views = part.views()
-                torch._foreach_copy_(_pieces(flat, views), views)
+                torch._foreach_copy_(_pieces(flat, part.tensors), part.tensors)
 
     def empty(self, flats: Sequence[Tensor], divisor: float) -> None:
         """Put the flat tensors' values, divided by ``divisor``, back into the tensors."""
         for part, flat in zip(self.parts, flats, strict=True):
-            views = part.views()
             if divisor != 1 and flat.is_cpu and not part.is_in_place:
                 # One pass over memory instead of two; a kernel launch for each tensor would not pay on a GPU.
-                for view, piece in zip(views, _pieces(flat, views), strict=True):
-                    torch.div(piece, divisor, out=view)
+                for tensor, piece in zip(part.tensors, _pieces(flat, part.tensors), strict=True):
+                    torch.div(piece, divisor, out=tensor)
                 continue
             if divisor != 1:
                 flat.div_(divisor)
             if not part.is_in_place:
-                torch._foreach_copy_(views, _pieces(flat, views))
+                torch._foreach_copy_(part.tensors, _pieces(flat, part.tensors))
 
 
 class Staging:
@@ -166,15 +156,18 @@ def lay_out(
     Raises:
         ConfigError: A tensor is sparse.
     """
+    real = _real_and_distinct(tensors)
+    flat_ids = _ids_of_flat(real)
     alone: list[Bucket] = []
     shared: list[Bucket] = []
     open_: dict[Kind, list[Tensor]] = defaultdict(list)
     filled_bytes: dict[Kind, int] = defaultdict(int)
-    for tensor in _real_and_distinct(tensors):
+    for tensor in real:
         kind = _kind(tensor, group, way)
         num_bytes = tensor.numel() * kind[0].itemsize
         if num_bytes >= min(ALONE_BYTES, bucket_bytes):
-            alone.append(Bucket((_alone(tensor, kind),), kind, way))
+            is_in_place = id(tensor) in flat_ids and (tensor.dtype, tensor.device) == kind
+            alone.append(Bucket((Part((tensor,), is_in_place),), kind, way))
             continue
         if filled_bytes[kind] + num_bytes > bucket_bytes:
             shared.append(Bucket(_together(open_.pop(kind)), kind, way))
@@ -195,31 +188,38 @@ def lay_out_full(
     Raises:
         ConfigError: A tensor is sparse.
     """
-    way = Way.EXCHANGE
+    real = _real_and_distinct(tensors)
+    flat_ids = _ids_of_flat(real)
     of_kind: dict[Kind, list[Tensor]] = defaultdict(list)
-    for tensor in _real_and_distinct(tensors):
-        of_kind[_kind(tensor, group, way)].append(tensor)
+    for tensor in real:
+        of_kind[_kind(tensor, group, Way.EXCHANGE)].append(tensor)
     return [
-        Bucket(tuple(parts), kind, way)
+        Bucket(tuple(parts), kind, Way.EXCHANGE)
         for kind, same in of_kind.items()
-        for parts in _fill_up(same, kind, max(bucket_bytes // kind[0].itemsize, 1))
+        for parts in _fill_up(same, flat_ids, kind, max(bucket_bytes // kind[0].itemsize, 1))
     ]
 
 
-def _fill_up(tensors: Sequence[Tensor], kind: Kind, capacity: int) -> Iterator[list[Part]]:
+def _fill_up(
+    tensors: Sequence[Tensor], flat_ids: Set[int], kind: Kind, capacity: int
+) -> Iterator[list[Part]]:
     """Parts of at most ``capacity`` elements together, or of one row or small tensor that alone has more."""
     least = min(IN_PLACE_BYTES // kind[0].itemsize, capacity)
     is_large = [tensor.ndim > 0 and tensor.numel() >= least for tensor in tensors]
     parts: list[Part] = []
     room = capacity
     for tensor in itertools.compress(tensors, is_large):
-        row, start = tensor.numel() // len(tensor), 0
-        while start < len(tensor):
+        is_in_place = id(tensor) in flat_ids and (tensor.dtype, tensor.device) == kind
+        rows = tensor
+        while len(rows) == 1 and rows.ndim > 1:
+            rows = rows[0]
+        row, start = rows.numel() // len(rows), 0
+        while start < len(rows):
             if parts and room < row:
                 yield parts
                 parts, room = [], capacity
-            stop = min(start + max(room // row, 1), len(tensor))
-            parts.append(_alone(tensor, kind, slice(start, stop)))
+            stop = min(start + max(room // row, 1), len(rows))
+            parts.append(Part((rows[start:stop],), is_in_place))
             room -= (stop - start) * row
             start = stop
     small: list[Tensor] = []
@@ -272,10 +272,6 @@ def backends_of(group: dist.ProcessGroup | None) -> dict[str, str]:
     return dict(pairs)
 
 
-def _alone(tensor: Tensor, kind: Kind, rows: slice | None = None) -> Part:
-    return Part((tensor,), tensor.is_contiguous() and (tensor.dtype, tensor.device) == kind, rows)
-
-
 def _together(tensors: Sequence[Tensor]) -> tuple[Part, ...]:
     return (Part(tuple(tensors), is_in_place=False),) if tensors else ()
 
@@ -291,16 +287,37 @@ def _kind(tensor: Tensor, group: dist.ProcessGroup | None, way: Way) -> Kind:
     return torch.float32 if is_widened else tensor.dtype, exchange_device(tensor.device, group)
 
 
-def _real_and_distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
+def _real_and_distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Leave out empty and repeated tensors (tied weights); see complex numbers as pairs of real ones."""
-    seen: set[int] = set()
+    distinct: dict[int, Tensor] = {}
     for tensor in tensors:
         if tensor.layout != torch.strided:
             raise ConfigError(
                 f"a tensor of shape {list(tensor.shape)} has layout {tensor.layout}, which has no mean here; "
                 f"pass dense tensors"
             )
-        if id(tensor) in seen or tensor.numel() == 0:
-            continue
-        seen.add(id(tensor))
-        yield torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
+        if tensor.numel():
+            plain = tensor.detach()
+            distinct.setdefault(id(tensor), torch.view_as_real(plain) if plain.is_complex() else plain)
+    return list(distinct.values())
+
+
+def _ids_of_flat(tensors: Sequence[Tensor]) -> set[int]:
+    """Those that are flat in memory, no part of which is another's.
+
+    Memory that two tensors share must not change under one of them while the other is on its way.
+    """
+    spans = []
+    for tensor in tensors:
+        extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        spans.append((str(tensor.device), start, start + extent * tensor.itemsize, id(tensor)))
+    spans.sort()
+    flat = {id(tensor) for tensor in tensors if tensor.is_contiguous()}
+    furthest = ("", 0, 0, 0)
+    for span in spans:
+        if span[0] == furthest[0] and span[1] < furthest[2]:
+            flat -= {span[3], furthest[3]}
+        if span[0] != furthest[0] or span[2] > furthest[2]:
+            furthest = span
+    return flat

@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from hdet_ray.exceptions import CollectiveError, ConfigError, HDETError
 from hdet_ray.optim.buckets import backends_of
-from hdet_ray.optim.exchange import host_id
 from hdet_ray.optim.mesh import current_session, replica_ranks
 
 T = TypeVar("T")
@@ -50,8 +49,6 @@ class Collective:
     """All ranks of the run; ``None`` where there is one process only."""
     host: dist.ProcessGroup | None
     """The same ranks over a backend that carries host tensors."""
-    peers_share_host: bool = False
-    """This rank's peers are processes of one machine."""
     _groups: dict[tuple[int, ...], dist.ProcessGroup] = field(default_factory=dict)
 
     @classmethod
@@ -85,8 +82,6 @@ class Collective:
         self.prepare([range(r, r + 1) for r in range(len(grid))])
         for i in range(self.ranks_per_replica):
             self._make_group([row[i] for row in grid])
-        hosts = self.gather_objects(host_id())
-        self.peers_share_host = len(set(hosts[self.index :: self.ranks_per_replica])) == 1
         return self
 
     @property
@@ -154,6 +149,11 @@ class Collective:
         items: list[Any] = [None] * self.world_size
         dist.all_gather_object(items, item, group=self.host)
         return self._by_rank(items)
+
+    def is_same_on_peers(self, item: object) -> bool:
+        """Whether the ranks of this index in every replica give equal objects; collective of all ranks."""
+        peers = self.gather_objects(item)[self.index :: self.ranks_per_replica]
+        return all(peer == item for peer in peers)
 
     def broadcast_object(self, item: T | None) -> T:
         """Rank 0's picklable object, on every rank."""

@@ -22,7 +22,7 @@ TAG = 0x48444554
 
 
 def host_id() -> str:
-    """The same for processes of one machine, in whatever containers they run, and another on every other."""
+    """The same for processes of one machine, in containers too, and another on other machines."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -78,11 +78,13 @@ class Exchange:
             for work in self._arrivals.get(rank, ()):
                 work.wait()
             values = self._values[rank]
+            for value in values if share != 1 else ():
+                value.mul_(share)
             if total is None:
-                total = [value.mul_(share) if share != 1 else value for value in values]
+                total = values
             else:
                 for summed, value in zip(total, values, strict=True):
-                    summed.add_(value, alpha=share)
+                    summed.add_(value)
         own = self._pieces[self._rank]
         for piece, summed in zip(own, total or (), strict=True):
             torch.div(summed, sum(self._shares), out=piece)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hdet_ray.optim.averaging import Averager
+from hdet_ray.optim.averaging import Averager, place_of
 from hdet_ray.optim.buckets import pieces
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.digests import bit_sums
@@ -22,7 +22,7 @@ from hdet_ray.optim.snapshot import Snapshot, optimizer_tensors
 
 
 class Weights:
-    """Parameters, buffers and optimizer state of one rank.
+    """Parameters, buffers and optimizer state of one rank. Made by all ranks together.
 
     Args:
         optimizer: Its parameters are what trains.
@@ -49,7 +49,8 @@ class Weights:
         self._snapshot = Snapshot([*self.parameters, *self.buffers], optimizer, grad_scaler)
         self._has_snapshot = False
         self._averager: Averager | None = None
-        self._averager_key: tuple[list[int], list[int]] = ([], [])
+        self._averager_key: list[tuple[Any, ...]] = []
+        self._shares_place = collective.is_same_on_peers(place_of([*self.parameters, *self.buffers]))
 
     @property
     def averages_optimizer_state(self) -> bool:
@@ -113,7 +114,7 @@ class Weights:
             shares_moments: All replicas hold the same optimizer state, and keep it.
 
         Returns:
-            Bytes that this rank put through all-reduces.
+            Bytes of what was averaged or copied, as they travel.
         """
         peers = self._collective.peers
         if peers is None or self._collective.num_replicas == 1:
@@ -189,8 +190,8 @@ class Weights:
     def _averager_of(
         self, tensors: list[Tensor], source_tensors: list[Tensor], peers: dist.ProcessGroup
     ) -> Averager:
-        """The last one, whose memory is at hand; it is given up if it was for other tensors."""
-        key = ([id(t) for t in tensors], [id(t) for t in source_tensors])
+        """The last one, whose buckets are at hand; it is given up if it was for other tensors or memory."""
+        key = [(id(t), t.data_ptr(), t.dtype, t.stride()) for t in (*tensors, *source_tensors)]
         if self._averager is None or key != self._averager_key:
             self._averager = self._new_averager(tensors, source_tensors, peers)
             self._averager_key = key
@@ -202,7 +203,7 @@ class Weights:
         return Averager(
             tensors,
             group=peers,
-            shares_host=self._collective.peers_share_host,
+            shares_place=self._shares_place,
             source_tensors=source_tensors,
         )
 
@@ -216,6 +217,7 @@ class Weights:
         keeps_own: bool,
     ) -> int:
         """Average copies, where this rank's own tensors stay as they are, or the tensors themselves."""
+        self._averager = None  # its memory makes room for the copies
         if keeps_own:
             averaged, counted = [t.clone() for t in averaged], [t.clone() for t in counted]
         return self._new_averager(averaged, counted, peers).average(weights)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from hdet_ray.train.protocol import Answer, answer_to_json
 from hdet_service.auth import Principal, Role
 from hdet_service.events import EventBus
+from hdet_service.hearing import Hearing
 from hdet_service.jobs import Jobs
 from hdet_service.logs import Logs
 from hdet_service.metrics import Metrics
@@ -25,6 +26,7 @@ from hdet_service.problems import Conflict, NotFound
 from hdet_service.runs import Runs
 from hdet_service.settings import Settings
 from hdet_service.starter import Starter
+from hdet_service.steps import Steps
 from hdet_service.store.database import Store
 from hdet_service.store.housekeeping import Housekeeping
 from hdet_service.store.models import ControllerRow, Job
@@ -59,7 +61,11 @@ class Controller:
         self.metrics = Metrics(store, finished_series_grace_s=settings.finished_series_grace_s)
         self.jobs = Jobs(store, settings, self.logs, self._wake, self.metrics.observe_submission)
         self.runs = Runs(store, epoch=self.epoch, metrics=self.metrics)
-        self.supervision = Supervision(store, settings, starter, self.logs, self._expire)
+        self.steps = Steps(store, settings, starter)
+        self.hearing = Hearing(store.clock, self.steps)
+        self.supervision = Supervision(
+            store, settings, starter, self.logs, self.steps, self.hearing, self._expire
+        )
         self._has_work = asyncio.Event()
         self._housekeeping = Housekeeping(
             store,
@@ -73,7 +79,7 @@ class Controller:
         """Take up what the last controller left, and go on by the clock until `stop`."""
         loop = asyncio.get_running_loop()
         self.events.attach(loop)
-        self.supervision.acts.attach(loop)
+        self.steps.acts.attach(loop)
         await self.store.read(self._prune_logs)
         await self._try_tick()
         self._clockwork = tuple(asyncio.create_task(work) for work in (self._run(), self._housekeeping.run()))
@@ -83,7 +89,7 @@ class Controller:
         for task in self._clockwork:
             task.cancel()
         await asyncio.gather(*self._clockwork, return_exceptions=True)
-        await self.supervision.acts.close()
+        await self.steps.acts.close()
         self.events.close()
         await asyncio.to_thread(self.store.close)
 
@@ -104,13 +110,13 @@ class Controller:
         if answer["status"] != "ok":
             return answer
         if kind in ("open", "adopt"):
-            await self.supervision.opened(request)
+            await self.hearing.opened(request)
         elif kind == "note":
-            if not await self.supervision.note(request):
+            if not await self.hearing.note(request):
                 answer["status"] = "fenced"
             self._wake()  # a driver may start in place of one that has ended
         elif request.get("decided") is None:  # a late report says nothing of now
-            await self.supervision.reported(request)
+            await self.hearing.reported(request)
         return answer
 
     def _wake(self) -> None:

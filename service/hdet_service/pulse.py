@@ -5,6 +5,7 @@ After a restart of the controller it starts empty: then nobody is called silent 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -30,6 +31,8 @@ class Pulse:
     def __init__(self, started_s: float) -> None:
         self._started_s = started_s
         self._beats: dict[str, _Beat] = {}
+        self._losses: dict[str, tuple[int, float]] = {}
+        """The newest loss that each was told, by which driver and when: said twice, it counts once."""
 
     def opened(self, job_id: str, now_s: float) -> None:
         """A new attempt has begun."""
@@ -52,6 +55,17 @@ class Pulse:
         """Its group is gone; the next attempt opens anew."""
         beat = self._beats.setdefault(job_id, _Beat(last_s=self._started_s))
         beat.lost_attempt, beat.is_settled = attempt, False
+
+    def is_new_loss(self, job_id: str, submission: int, at_s: float) -> bool:
+        """Note a loss that a driver told; whether it had not been told before. Without a time it is new."""
+        loss = (submission, at_s)
+        is_new = math.isinf(at_s) or self._losses.get(job_id) != loss
+        self._losses[job_id] = loss
+        return is_new
+
+    def unlearn_loss(self, job_id: str) -> None:
+        """The newest loss has come to nothing: told again, it is new."""
+        self._losses.pop(job_id, None)
 
     def has_opened_since(self, job_id: str, at_s: float) -> bool:
         """Whether an attempt has begun after that moment."""
@@ -83,3 +97,4 @@ class Pulse:
     def forget(self, job_id: str) -> None:
         """The job has ended."""
         self._beats.pop(job_id, None)
+        self._losses.pop(job_id, None)

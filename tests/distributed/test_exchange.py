@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from hdet_ray import average_parameters
-from hdet_ray.optim import averaging, collective
+from hdet_ray.optim import averaging
 from hdet_ray.optim.averaging import Averager
 from hdet_ray.optim.collective import Collective
+from hdet_ray.optim.weights import Weights
 from tests.distributed.ranks import RankFailedError, run_on_ranks
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 6.0
 NUM_RANKS = 3
 
 
@@ -45,12 +47,12 @@ def test_messages_of_the_users_own_are_not_mixed_up_with_ours(tmp_path: Path) ->
 def average_without_one(rank: int, last_one_dies: bool) -> tuple[str, float]:
     """The last rank dies, or comes to no average any more; what the others hear, after how many seconds."""
     group = dist.new_group(timeout=timedelta(seconds=TIMEOUT_S))
-    averager = Averager([torch.randn(3_000_000)], group=group, shares_host=True)
+    averager = Averager([torch.randn(3_000_000)], group=group, shares_place=True)
     averager.average([1.0] * NUM_RANKS)
     if rank == NUM_RANKS - 1:
         if last_one_dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(2 * TIMEOUT_S)
+        time.sleep(1.5 * TIMEOUT_S)
         return "", 0.0
     started = time.monotonic()
     with pytest.raises(RuntimeError) as raised:
@@ -74,43 +76,50 @@ def test_a_rank_that_dies_is_an_error_of_the_others(tmp_path: Path) -> None:
     assert len(re.findall(r"^RuntimeError: ", str(failed.value), re.MULTILINE)) == NUM_RANKS - 1
 
 
-def average_on_hosts(rank: int, hosts: tuple[str, ...]) -> dict[str, Any]:
-    """Ranks that believe themselves on these hosts: two replicas of two ranks."""
-    messages: list[int] = []
+def average_in_places(rank: int, hosts: str) -> dict[str, Any]:
+    """Ranks that believe themselves on these hosts: two replicas of two ranks, and all four by themselves."""
+    senders: list[int] = []
     really_send = dist.isend
 
     def send(*args: Any, **kwargs: Any) -> Any:
-        messages.append(rank)
+        senders.append(rank)
         return really_send(*args, **kwargs)
 
+    def is_exchanged(average: Callable[[], object]) -> bool:
+        senders.clear()
+        average()
+        return bool(senders)
+
     tensor = torch.full((10,), float(rank))
+    net = torch.nn.Linear(10, 1)
+    torch.nn.init.constant_(net.weight, rank)
     with (
         mock.patch.object(averaging, "host_id", return_value=hosts[rank]),
-        mock.patch.object(collective, "host_id", return_value=hosts[rank]),
         mock.patch.object(dist, "isend", send),
     ):
-        average_parameters([tensor])
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "group"))
-        peers_share_host = Collective.connect(mesh=mesh).peers_share_host
-    return {
-        "mean": tensor.unique().tolist(),
-        "sends to each other": bool(messages),
-        "peers share a host": peers_share_host,
-    }
+        optimizer = torch.optim.SGD(net.parameters())
+        weights = Weights(optimizer, net, Collective.connect(mesh=mesh), averages_optimizer_state=True)
+        seen = {
+            "by all": is_exchanged(lambda: average_parameters([tensor])),
+            "by peers": is_exchanged(lambda: weights.average([1.0, 1.0])),
+        }
+    return {**seen, "means": [tensor.mean().item(), net.weight.mean().item()]}
 
 
 @pytest.mark.parametrize(
-    ("hosts", "is_exchanged", "peers_share_host"),
-    [("aaaa", True, True), ("aabb", False, False), ("abab", False, True), ("aaab", False, None)],
+    ("hosts", "by_all", "by_peers"),
+    # Peers are ranks 0 and 2, and 1 and 3.
+    [
+        ("aaaa", True, [True, True]),
+        ("aabb", False, [False, False]),
+        ("abab", False, [True, True]),
+        ("aaab", False, [True, False]),
+    ],
 )
 def test_values_are_exchanged_on_one_host_only(
-    tmp_path: Path, hosts: str, is_exchanged: bool, peers_share_host: bool | None
+    tmp_path: Path, hosts: str, by_all: bool, by_peers: list[bool]
 ) -> None:
-    for rank, seen in enumerate(run_on_ranks(average_on_hosts, 4, tuple(hosts), store_path=tmp_path)):
-        # Of "aaab" ranks 0 and 2 share a host, and 1 and 3 don't.
-        expected = rank % 2 == 0 if peers_share_host is None else peers_share_host
-        assert seen == {
-            "mean": [1.5],
-            "sends to each other": is_exchanged,
-            "peers share a host": expected,
-        }
+    for rank, seen in enumerate(run_on_ranks(average_in_places, 4, hosts, store_path=tmp_path)):
+        means = [1.5, 1.0 if rank % 2 == 0 else 2.0]
+        assert seen == {"by all": by_all, "by peers": by_peers[rank % 2], "means": means}

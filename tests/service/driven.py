@@ -50,7 +50,7 @@ class Driven:
         controller = create_controller(self._settings, self.starter, clock=lambda: self.now_s)
         loop = self._runner.get_loop()
         controller.events.attach(loop)
-        controller.supervision.acts.attach(loop)
+        controller.steps.acts.attach(loop)
         return controller
 
     @property

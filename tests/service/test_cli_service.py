@@ -370,6 +370,21 @@ def test_an_override_is_taken_back_on_the_named_revision_only_and_the_audit_says
     assert (entry["job_id"], entry["reason"]) == (job_id, "too bold")
 
 
+def test_a_removal_can_be_waited_for(service: Served, client: HDETClient) -> None:
+    job_id, run = played(service, client, "patient")
+    while run.state.is_searching:
+        run.advance()
+    made = json.loads(done("schedule", "override", "patient", "--set", "0.01", "--json"))
+    run.advance()
+    assert client.override_state(job_id, made["id"])["state"] == "applied"
+    advance = threading.Timer(0.5, run.advance)
+    advance.start()
+    said = done("schedule", "override", "patient", "--remove", made["id"], "--wait")
+    assert client.override_state(job_id, made["id"])["state"] == "removed"
+    advance.join()
+    assert said == f"override {made['id']} is taken back\n"
+
+
 def test_a_refused_override_says_why_it_was_refused_not_why_it_was_asked_for(
     service: Served, client: HDETClient
 ) -> None:

@@ -60,7 +60,7 @@ def test_a_lost_replica_degrades_until_all_are_back(driven: Driven) -> None:
     assert driven.state(job_id) == ("DEGRADED", "ReplicaLost")
     assert driven.job(job_id).message.startswith("2 of 3 replicas train.")
     transitions = driven.transitions(job_id)
-    driven.run(driven.controller.supervision.reported({"job": job_id, "attempt": 2}))
+    driven.run(driven.controller.hearing.reported({"job": job_id, "attempt": 2}))
     assert driven.transitions(job_id) == transitions, "its first report says nothing new"
     assert driven.job(job_id).replicas_present == 2
     tell(driven, job_id, "resizing", workers=3)
@@ -159,7 +159,7 @@ def test_a_wait_that_is_over_when_it_is_heard_of_changes_nothing(driven: Driven)
 def test_a_report_of_the_group_that_is_gone_does_not_end_a_wait(driven: Driven) -> None:
     job_id = submit_three(driven)
     tell(driven, job_id, "waiting", **ROOM)
-    driven.run(driven.controller.supervision.reported({"job": job_id, "attempt": 1}))
+    driven.run(driven.controller.hearing.reported({"job": job_id, "attempt": 1}))
     assert driven.state(job_id) == ("STARTING", "WaitingForResources")
 
 

@@ -597,15 +597,15 @@ def test_a_drained_job_that_is_paused_by_hand_stays_so_after_the_drain(
 def test_silence_counts_as_lost_replicas_only_past_both_bounds(driven: Driven) -> None:
     job_id = driven.submit_running()
     request: dict[str, Any] = {"job": job_id, "attempt": 1}
-    supervision = driven.controller.supervision
+    hearing = driven.controller.hearing
     for _ in range(3):
         driven.now_s += 10
-        driven.run(supervision.reported(request))
+        driven.run(hearing.reported(request))
     driven.tick(99)  # ten usual rounds are 100 s here
     assert driven.state(job_id) == ("RUNNING", "Running")
     driven.tick(2)
     assert driven.state(job_id) == ("DEGRADED", "ReplicaLost")
-    driven.run(supervision.reported(request))
+    driven.run(hearing.reported(request))
     assert driven.state(job_id) == ("RUNNING", "Running")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -47,14 +48,17 @@ def test_buckets_are_full_and_hold_each_value_once(
     assert sorted(value for bucket in values for value in bucket) == list(range(sum(map(math.prod, shapes))))
     for bucket, held in zip(laid_out, values, strict=True):
         assert len(held) == bucket.numel
-        assert len(held) <= capacity or (len(bucket.parts) == 1 and len(bucket.parts[0].views()[0]) == 1), (
-            "only one row alone may be larger"
-        )
-    # What comes next did not fit any more: a row, or a whole small tensor.
-    for held, following in zip(values, laid_out[1:], strict=False):
-        view = following.parts[0].views()[0]
-        least = view.numel() if following.parts[0].rows is None else view[0].numel()
-        assert len(held) + least > capacity
+        is_one_row = len(bucket.parts) == 1 and bucket.parts[0].tensors[0].shape[:1] == (1,)
+        assert len(held) <= capacity or is_one_row
+    # What comes next did not fit any more: a row of a large tensor, or a small one in whole.
+    for held, following in itertools.pairwise(values):
+        source = next(tensor for tensor, end in zip(tensors, ends, strict=True) if following[0] < end)
+        is_large = source.ndim > 0 and source.numel() >= capacity
+        assert len(held) + (row_of(source) if is_large else source).numel() > capacity
+
+
+def row_of(tensor: torch.Tensor) -> torch.Tensor:
+    return row_of(tensor[0]) if tensor.ndim > 1 and len(tensor) == 1 else tensor[0]
 
 
 @given(shapes=st.lists(SHAPES, max_size=12), capacity=st.integers(1, 40))
@@ -64,7 +68,7 @@ def test_strides_do_not_change_the_layout(shapes: list[tuple[int, ...]], capacit
         if is_strided:
             tensors = [tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor for tensor in tensors]
         laid_out = lay_out_full(tensors, 4 * capacity, None)
-        return [[(part.numel, *view.shape) for part in b.parts for view in part.views()] for b in laid_out]
+        return [[(part.numel, *view.shape) for part in b.parts for view in part.tensors] for b in laid_out]
 
     assert layout(is_strided=False) == layout(is_strided=True)
 
