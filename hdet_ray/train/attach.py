@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ from typing import Any, Protocol
 import ray.train
 from torch import nn
 
-from hdet_ray.exceptions import CheckpointError, ConfigError, HDETError, RestoreError, RunPaused
+from hdet_ray.exceptions import ConfigError, HDETError, RunPaused
 from hdet_ray.optim.collective import Collective
 from hdet_ray.optim.control import LocalControl
 from hdet_ray.optim.rounds import BoundaryEvent
 from hdet_ray.optim.stepping import ReplicaScheduler
-from hdet_ray.train.checkpoints import Loaded, load, restore, restore_rank, save
+from hdet_ray.train.checkpoints import Loaded, restore, restore_rank, save
 from hdet_ray.train.job_run import JobRun, controller_on_every_rank, settings_on_every_rank
 from hdet_ray.train.ledger import RunLedger
-from hdet_ray.train.newest import NOTHING, Found, find_newest
+from hdet_ray.train.newest import NOTHING, Found, find_newest, load_found
 from hdet_ray.train.reports import ReportBridge, StagedCheckpoint, bridge_reports
 from hdet_ray.train.restored import require_planned_values
 from hdet_ray.train.rng import capture_rng
@@ -156,7 +155,7 @@ class _Attachment:
         if found.ours is None:
             return
         with found.ours.as_directory() as folder:
-            loaded = self._load(folder)
+            loaded = load_found(folder, self.collective.rank)
             self._restore(loaded)
             if found.has_user_files:
                 reporters = _reporters(loaded, self.collective.world_size)
@@ -251,22 +250,6 @@ class _Attachment:
             return find_newest(self.bridge.newest_checkpoint(), self._job), None
         except HDETError as error:
             return None, error
-
-    def _load(self, folder: str) -> Loaded:
-        """Read what rank 0 has verified.
-
-        Raises:
-            CheckpointError: it can't be read on any rank.
-            RestoreError: it can't be read here and now.
-        """
-        try:
-            return load(folder)
-        except CheckpointError as error:
-            if isinstance(error.__cause__, pickle.UnpicklingError):
-                raise
-            raise RestoreError(
-                f"rank {self.collective.rank} can't read the checkpoint that rank 0 found complete: {error}"
-            ) from error
 
     def _restore(self, loaded: Loaded) -> None:
         scheduler, collective = self.scheduler, self.collective

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import posixpath
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow.fs as pafs
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode
 
-from hdet_ray.exceptions import CheckpointError
+from hdet_ray.exceptions import CheckpointError, RestoreError
+from hdet_ray.train.checkpoints import Loaded, load
 from hdet_ray.train.job_run import JobRun
 from hdet_ray.train.layout import HDET_FOLDER
 from hdet_ray.train.reports import has_user_files
@@ -67,3 +70,20 @@ def find_newest(newest: Checkpoint | None, job: JobRun | None) -> Found:
     return Found(
         ours=Checkpoint(path, filesystem=filesystem), has_user_files=has_user_files(candidates[path])
     )
+
+
+def load_found(folder: str | Path, rank: int) -> Loaded:
+    """Read, on any rank, what rank 0 has found complete.
+
+    Raises:
+        CheckpointError: torch can't load it, on this rank or any other.
+        RestoreError: This rank can't read it now, and may another time.
+    """
+    try:
+        return load(folder)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
+        raise RestoreError(
+            f"rank {rank} can't read the checkpoint that rank 0 found complete: {error}"
+        ) from error
