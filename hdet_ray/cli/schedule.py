@@ -84,12 +84,16 @@ def override(
         if remove is not None:
             taken = client.remove_override(job_id, remove, if_match=if_match, reason=reason)
             if wait:
-                taken = _settled(client, job_id, taken, "applied")
+                taken = _settled(client, job_id, taken, ("pending", "applied"))
+            is_removed = taken["state"] == "removed"
             if as_json:
                 print_json(taken)
+            elif wait and not is_removed:
+                typer.echo(outcome_text(taken))
             else:
-                when = " at the next round" if taken["state"] == "applied" else ""
-                typer.echo(f"override {remove} is taken back{when}")
+                typer.echo(f"override {remove} is taken back{'' if is_removed else ' at the next round'}")
+            if wait and taken["state"] not in ("removed", "expired"):
+                raise typer.Exit(EXIT_REFUSED)
             return
         revision = client.schedule(job_id)["revision"] if if_match is None else if_match
         if dry_run:
@@ -97,7 +101,7 @@ def override(
             return
         made = client.override(job_id, body, if_match=revision)
         if wait:
-            made = _settled(client, job_id, made, "pending")
+            made = _settled(client, job_id, made, ("pending",))
         if as_json:
             print_json(made)
         else:
@@ -220,18 +224,18 @@ def _steer(
         typer.echo(f"{hparam} {what} from the next round")
 
 
-def _settled(client: HDETClient, job_id: str, override: Override, unsettled: str) -> Override:
-    """The override once it has left a state, or the job is over."""
+def _settled(client: HDETClient, job_id: str, override: Override, unsettled: tuple[str, ...]) -> Override:
+    """The override once it has left these states, or the job is over."""
     from hdet_ray.cli.watching import newest_event
 
     newest = newest_event(client, job_id)
     override = client.override_state(job_id, override["id"])
-    if override["state"] != unsettled:
+    if override["state"] not in unsettled:
         return override
     for event in client.follow_events(job_id, after=newest):
         if event["type"] in ("override", "round", "state"):
             override = client.override_state(job_id, override["id"])
-        if override["state"] != unsettled:
+        if override["state"] not in unsettled:
             return override
     return override
 

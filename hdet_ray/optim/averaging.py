@@ -29,6 +29,7 @@ from hdet_ray.optim.buckets import (
     is_averaged,
     lay_out,
     lay_out_full,
+    share_memory,
     speaks_gloo,
 )
 from hdet_ray.optim.exchange import Exchange, host_id, num_received
@@ -135,7 +136,10 @@ class Averager:
         self._group = group
         self._num_ranks = dist.get_world_size(group) if _is_distributed() else 1
         self._buckets: list[Bucket] = []
+        self._share_memory = False
+        """One bucket at a time then: all ranks fill a later one with what an earlier one has become."""
         if self._num_ranks > 1:
+            self._share_memory = share_memory([*tensors, *source_tensors])
             of_way: dict[Way, list[Tensor]] = {way: [] for way in Way}
             for tensor in tensors:
                 of_way[_way_of(tensor, group, shares_place=shares_place)].append(tensor)
@@ -170,6 +174,16 @@ class Averager:
             raise ConfigError(
                 f"{len(weights)} weights for a group of {self._num_ranks} ranks; give one for each"
             )
+        if self._share_memory:
+            for bucket in self._buckets:
+                transfer = self._start(bucket, weights)
+                transfer.turn()
+                transfer.land()
+        else:
+            self._overlap(weights)
+        return sum(bucket.num_bytes for bucket in self._buckets)
+
+    def _overlap(self, weights: Sequence[float]) -> None:
         in_flight: deque[_Transfer] = deque()
         for bucket in self._buckets:
             while bucket.num_staged and sum(t.is_staged for t in in_flight) == MAX_STAGED:
@@ -181,7 +195,6 @@ class Averager:
             in_flight[-1].turn()
         while in_flight:
             in_flight.popleft().land()
-        return sum(bucket.num_bytes for bucket in self._buckets)
 
     def _start(self, bucket: Bucket, weights: Sequence[float]) -> _Transfer:
         flats = bucket.flats(self._staging.take(bucket.kind, bucket.num_staged))

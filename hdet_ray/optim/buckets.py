@@ -1,7 +1,7 @@
 """Flat buckets: many tensors, few messages.
 
 A bucket remembers which tensors it carries and where each lies in it. Every rank lays out the same shapes
-and dtypes to the same buckets, whatever its devices and strides are.
+and dtypes to the same buckets, whatever its strides are.
 """
 
 from __future__ import annotations
@@ -145,6 +145,11 @@ def is_averaged(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def share_memory(tensors: Iterable[Tensor]) -> bool:
+    """Whether any two of these tensors have memory in common."""
+    return bool(_entangled_ids(_real_and_distinct(tensors)))
+
+
 def lay_out(
     tensors: Iterable[Tensor], bucket_bytes: int, group: dist.ProcessGroup | None, way: Way
 ) -> list[Bucket]:
@@ -157,7 +162,7 @@ def lay_out(
         ConfigError: A tensor is sparse.
     """
     real = _real_and_distinct(tensors)
-    flat_ids = _ids_of_flat(real)
+    entangled = _entangled_ids(real)
     alone: list[Bucket] = []
     shared: list[Bucket] = []
     open_: dict[Kind, list[Tensor]] = defaultdict(list)
@@ -166,7 +171,7 @@ def lay_out(
         kind = _kind(tensor, group, way)
         num_bytes = tensor.numel() * kind[0].itemsize
         if num_bytes >= min(ALONE_BYTES, bucket_bytes):
-            is_in_place = id(tensor) in flat_ids and (tensor.dtype, tensor.device) == kind
+            is_in_place = _is_own_flat(tensor, kind) and id(tensor) not in entangled
             alone.append(Bucket((Part((tensor,), is_in_place),), kind, way))
             continue
         if filled_bytes[kind] + num_bytes > bucket_bytes:
@@ -189,19 +194,19 @@ def lay_out_full(
         ConfigError: A tensor is sparse.
     """
     real = _real_and_distinct(tensors)
-    flat_ids = _ids_of_flat(real)
+    entangled = _entangled_ids(real)
     of_kind: dict[Kind, list[Tensor]] = defaultdict(list)
     for tensor in real:
         of_kind[_kind(tensor, group, Way.EXCHANGE)].append(tensor)
     return [
         Bucket(tuple(parts), kind, Way.EXCHANGE)
         for kind, same in of_kind.items()
-        for parts in _fill_up(same, flat_ids, kind, max(bucket_bytes // kind[0].itemsize, 1))
+        for parts in _fill_up(same, entangled, kind, max(bucket_bytes // kind[0].itemsize, 1))
     ]
 
 
 def _fill_up(
-    tensors: Sequence[Tensor], flat_ids: Set[int], kind: Kind, capacity: int
+    tensors: Sequence[Tensor], entangled: Set[int], kind: Kind, capacity: int
 ) -> Iterator[list[Part]]:
     """Parts of at most ``capacity`` elements together, or of one row or small tensor that alone has more."""
     least = min(IN_PLACE_BYTES // kind[0].itemsize, capacity)
@@ -209,7 +214,7 @@ def _fill_up(
     parts: list[Part] = []
     room = capacity
     for tensor in itertools.compress(tensors, is_large):
-        is_in_place = id(tensor) in flat_ids and (tensor.dtype, tensor.device) == kind
+        is_in_place = _is_own_flat(tensor, kind) and id(tensor) not in entangled
         rows = tensor
         while len(rows) == 1 and rows.ndim > 1:
             rows = rows[0]
@@ -276,6 +281,10 @@ def _together(tensors: Sequence[Tensor]) -> tuple[Part, ...]:
     return (Part(tuple(tensors), is_in_place=False),) if tensors else ()
 
 
+def _is_own_flat(tensor: Tensor, kind: Kind) -> bool:
+    return tensor.is_contiguous() and (tensor.dtype, tensor.device) == kind
+
+
 def _pieces(flat: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
     """The flat tensor's stretches, one for each view and of its shape."""
     split = torch.split(flat, [view.numel() for view in views])
@@ -302,22 +311,19 @@ def _real_and_distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list(distinct.values())
 
 
-def _ids_of_flat(tensors: Sequence[Tensor]) -> set[int]:
-    """Those that are flat in memory, no part of which is another's.
-
-    Memory that two tensors share must not change under one of them while the other is on its way.
-    """
+def _entangled_ids(tensors: Iterable[Tensor]) -> set[int]:
+    """Tensors that have memory in common with another: it must not change while the other is on its way."""
     spans = []
     for tensor in tensors:
         extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.data_ptr()
         spans.append((str(tensor.device), start, start + extent * tensor.itemsize, id(tensor)))
     spans.sort()
-    flat = {id(tensor) for tensor in tensors if tensor.is_contiguous()}
+    entangled: set[int] = set()
     furthest = ("", 0, 0, 0)
     for span in spans:
         if span[0] == furthest[0] and span[1] < furthest[2]:
-            flat -= {span[3], furthest[3]}
+            entangled |= {span[3], furthest[3]}
         if span[0] != furthest[0] or span[2] > furthest[2]:
             furthest = span
-    return flat
+    return entangled

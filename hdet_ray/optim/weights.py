@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -191,7 +191,7 @@ class Weights:
         self, tensors: list[Tensor], source_tensors: list[Tensor], peers: dist.ProcessGroup
     ) -> Averager:
         """The last one, whose buckets are at hand; it is given up if it was for other tensors or memory."""
-        key = [(id(t), t.data_ptr(), t.dtype, t.stride()) for t in (*tensors, *source_tensors)]
+        key = [(id(t), t.data_ptr(), t.dtype, t.shape, t.stride()) for t in (*tensors, *source_tensors)]
         if self._averager is None or key != self._averager_key:
             self._averager = self._new_averager(tensors, source_tensors, peers)
             self._averager_key = key
@@ -223,7 +223,8 @@ class Weights:
         return self._new_averager(averaged, counted, peers).average(weights)
 
     def _state_tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        return optimizer_tensors(self._optimizer)
+        averaged, counted = optimizer_tensors(self._optimizer)
+        return _unique(averaged), _unique(counted)
 
     def _rank_weights(self, replica_weights: Sequence[float]) -> list[float]:
         """Weights in the order of the peers' ranks."""
@@ -233,7 +234,7 @@ class Weights:
         return [replica_weights[replica_of[rank]] for rank in ranks]
 
 
-def _unique(tensors: Iterator[Tensor]) -> list[Tensor]:
+def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
     return list({id(t): t for t in tensors}.values())
 
 

@@ -72,7 +72,7 @@ class Supervision:
         self._turn = asyncio.Lock()
         self._loose: dict[str, float] = {}
         """Drivers on Ray's list that no job stands for (any more), by when that was seen first."""
-        self._next_look_s = 0.0
+        self._looked_s = -math.inf
         self._next_expiry_s = 0.0
         self._is_ray_silent = False
         store.on_commit(self._after_commit)
@@ -97,7 +97,7 @@ class Supervision:
         seen = await self._store.read(job_rows.active)
         now = self._store.clock()
         is_idle = not (seen or self._loose or self._hearing.finished_s)
-        if is_idle and now < self._next_look_s <= now + _IDLE_LOOK_S:
+        if is_idle and self._looked_s <= now < self._looked_s + _IDLE_LOOK_S:
             return {}
         try:
             drivers = await asyncio.to_thread(self._starter.states)
@@ -106,7 +106,7 @@ class Supervision:
                 logger.warning("Ray does not answer: %s", error)
             self._is_ray_silent = True
             return None
-        self._is_ray_silent, self._next_look_s = False, now + _IDLE_LOOK_S
+        self._is_ray_silent, self._looked_s = False, now
         await asyncio.to_thread(self._logs.copy_all, drivers)
         choices = {job_id: self._choice(job_id, before, drivers) for job_id, before in seen.items()}
         for job_id in await self._store.read(lambda session: _due(session, choices)):
@@ -179,8 +179,9 @@ class Supervision:
             elif sid not in finished_s or now - since_s >= _LAST_WORD_GRACE_S:
                 self._steps.acts.stop(sid)
         self._loose = {sid: since_s for sid, since_s in loose.items() if sid not in done}
-        for sid in [sid for sid in finished_s if sid in done or sid not in drivers]:
-            del finished_s[sid]
+        for sid, at_s in list(finished_s.items()):
+            if sid in done or (sid not in drivers and at_s < self._looked_s):
+                del finished_s[sid]
         if done:
             await asyncio.to_thread(self._starter.forget, done)
 

@@ -158,18 +158,20 @@ def test_ranks_may_lay_the_same_tensor_out_differently(tmp_path: Path, shares_pl
 
 
 def average_entangled(rank: int, shares_place: bool) -> list[float]:
-    """Tensors that share memory, in whole and in part, all of them large."""
-    whole = torch.full((2, IN_PLACE_BYTES // 4), 1.0 + rank)
-    tensors = [whole[0], torch.full((IN_PLACE_BYTES,), 1.0 + rank), whole, whole.t(), whole.view(-1)]
-    Averager(tensors, group=None, bucket_bytes=2 * IN_PLACE_BYTES, shares_place=shares_place).average(
-        [1.0] * 3
-    )
+    """Large tensors that share memory, in whole and in part, and one of other strides on another rank."""
+    value = (0.0, 6.0, 3.0)[rank]
+    whole, other = torch.full((2, IN_PLACE_BYTES // 4), value), torch.full((600, 600), value)
+    if rank == 1:
+        other = other.t()
+    tensors = [whole[0], other, torch.full((IN_PLACE_BYTES,), value), whole, whole.t(), whole.view(-1)]
+    averager = Averager(tensors, group=None, bucket_bytes=2 * IN_PLACE_BYTES, shares_place=shares_place)
+    averager.average([1.0] * 3)
     return torch.cat([tensor.flatten() for tensor in tensors]).unique().tolist()
 
 
 @pytest.mark.parametrize("shares_place", [True, False])
 def test_tensors_may_share_memory(tmp_path: Path, shares_place: bool) -> None:
-    assert run_on_ranks(average_entangled, 3, shares_place, store_path=tmp_path) == [[2.0]] * 3
+    assert run_on_ranks(average_entangled, 3, shares_place, store_path=tmp_path) == [[3.0]] * 3
 
 
 def average_counters(rank: int) -> list[float]:

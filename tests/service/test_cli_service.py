@@ -370,20 +370,39 @@ def test_an_override_is_taken_back_on_the_named_revision_only_and_the_audit_says
     assert (entry["job_id"], entry["reason"]) == (job_id, "too bold")
 
 
-def test_a_removal_can_be_waited_for(service: Served, client: HDETClient) -> None:
-    job_id, run = played(service, client, "patient")
+@pytest.mark.parametrize("rounds_before", [1, 2])  # folded into a plan, and known to have been applied
+def test_a_removal_can_be_waited_for(service: Served, client: HDETClient, rounds_before: int) -> None:
+    job_id, run = played(service, client, f"patient-{rounds_before}")
     while run.state.is_searching:
         run.advance()
-    made = json.loads(done("schedule", "override", "patient", "--set", "0.01", "--json"))
-    for _ in range(2):
+    name = f"patient-{rounds_before}"
+    made = json.loads(done("schedule", "override", name, "--set", "0.01", "--json"))
+    for _ in range(rounds_before):
         run.advance()
-    assert client.override_state(job_id, made["id"])["state"] == "applied"
-    advance = threading.Timer(0.5, lambda: [run.advance() for _ in range(2)])
+    assert client.override_state(job_id, made["id"])["state"] == ("pending", "applied")[rounds_before - 1]
+    advance = threading.Timer(0.5, lambda: [run.advance() for _ in range(3)])
     advance.start()
-    said = done("schedule", "override", "patient", "--remove", made["id"], "--wait")
+    said = done("schedule", "override", name, "--remove", made["id"], "--wait")
     assert client.override_state(job_id, made["id"])["state"] == "removed"
     advance.join()
     assert said == f"override {made['id']} is taken back\n"
+
+
+def test_waiting_for_a_removal_ends_with_the_job_and_says_what_became_of_it(
+    service: Served, client: HDETClient
+) -> None:
+    job_id, run = played(service, client, "cut short")
+    while run.state.is_searching:
+        run.advance()
+    made = json.loads(done("schedule", "override", "cut short", "--set", "0.01", "--json"))
+    for _ in range(2):
+        run.advance()
+    cancel = threading.Timer(0.5, lambda: client.cancel(job_id))
+    cancel.start()
+    outcome = hdet("schedule", "override", "cut short", "--remove", made["id"], "--wait")
+    cancel.join()
+    assert outcome.exit_code == 4
+    assert "is applied since round" in outcome.stdout
 
 
 def test_a_refused_override_says_why_it_was_refused_not_why_it_was_asked_for(
