@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -126,10 +127,10 @@ class Controller:
         while True:
             await self._try_tick()
             self._has_work.clear()
-            try:
-                await asyncio.wait_for(self._has_work.wait(), self.settings.tick_s)
-            except TimeoutError:
-                continue
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes with what it awaits.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.tick_s):
+                    await self._has_work.wait()
 
     async def _try_tick(self) -> None:
         """A tick; where it fails, the next one tries again."""

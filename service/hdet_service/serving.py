@@ -77,7 +77,8 @@ class Serving:
         if self._server is not None:
             self._server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._serving), 5.0)
+            async with asyncio.timeout(5.0):
+                await asyncio.shield(self._serving)
 
     # ---- inside
 

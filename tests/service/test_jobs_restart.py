@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,20 @@ from tests.service.driven import SAM, Driven
 def driven(tmp_path: Path) -> Iterator[Driven]:
     with Driven(tmp_path, max_running_jobs=2) as service:
         yield service
+
+
+def test_a_controller_that_is_woken_and_stopped_at_once_stops(driven: Driven) -> None:
+    controller = driven.controller
+
+    async def wake_and_stop() -> None:
+        await controller.start()
+        await asyncio.sleep(0.01)  # the clockwork waits for the next tick, or for work
+        controller._wake()
+        async with asyncio.timeout(20.0):
+            await controller.stop()
+
+    driven.run(wake_and_stop())
+    driven.controller = driven._begin()
 
 
 def test_a_queued_job_is_started_by_the_successor(driven: Driven) -> None:
