@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from hdet_ray.testing import ClusterNodes
+from hdet_service.head import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +49,8 @@ class ElasticCluster:
             head_node_args={
                 "num_cpus": 0,
                 "object_store_memory": 100 << 20,
+                # Ray's default is one port for all clusters of a machine, and jobs go to who listens there.
+                "dashboard_agent_listen_port": free_ports(1)[0],
                 **self._dashboard,
             },
         )
