@@ -236,7 +236,6 @@ class Runs:
             record_attempt(session, job, request, abandoned, now_s)
         override_rows.rewind(session, job.id, standing.state, now_s)
         run_rows.write_opened(session, job, standing)
-        job.replicas_present = request.num_replicas
         job.storage_path = request.storage_path or job.storage_path
         session.flush()
         self._standings.put(session, job.id, standing)

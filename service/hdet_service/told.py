@@ -104,7 +104,7 @@ def trains(job: Job, message: str, replicas: int) -> Step | None:
         )
     if state is State.RUNNING:
         return None
-    return Step(state=State.RUNNING, reason=Reason.RUNNING, message=message)
+    return Step(state=State.RUNNING, reason=Reason.RUNNING, message=message, replicas=replicas)
 
 
 def last_word(data: Mapping[str, Any]) -> Outcome:

@@ -87,7 +87,7 @@ def test_replicas_go_and_come_back_and_the_service_says_so_all_along(monkeypatch
         assert job["replicas"]["present"] == 0, "the group restarts"
         job = service.wait(job_id, lambda job: job["replicas"]["present"] == 2)
         assert (job["state"], job["reason"]) == ("DEGRADED", "ReplicaLost")
-        assert job["message"].startswith("2 of 3 replicas train.")
+        assert job["message"].startswith("2 of 3 replicas train."), service.describe(job_id)
         assert metric(service, job_id, "hdet_replicas", state="present") == 2
         service.wait(job_id, lambda job: job["progress"]["step"] > 600)
 

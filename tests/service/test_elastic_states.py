@@ -70,6 +70,26 @@ def test_a_lost_replica_degrades_until_all_are_back(driven: Driven) -> None:
     assert driven.state(job_id) == ("RUNNING", "Running")
 
 
+def test_replicas_are_shown_only_together_with_the_message_that_counts_them(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit_three(driven)
+    assert driven.job(job_id).replicas_present == 3
+    tell(driven, job_id, "lost", message="1 of the workers failed", ranks=[2])
+    hearing = driven.controller.hearing
+    opened, between = hearing.opened, []
+
+    async def look_first(request: Any) -> None:
+        job = await driven.controller.jobs.get(job_id)
+        between.append((job.replicas_present, job.message.startswith("1 of the workers failed")))
+        await opened(request)
+
+    monkeypatch.setattr(hearing, "opened", look_first)
+    driven.open(job_id, attempt=2, num_replicas=2)
+    assert between == [(0, True)], "the run is open, the job's state does not know it yet"
+    assert driven.job(job_id).replicas_present == 2
+
+
 def test_below_its_minimum_a_job_waits_and_says_for_what(driven: Driven) -> None:
     job_id = submit_three(driven)
     tell(driven, job_id, "lost", message="2 of the workers failed", ranks=[1, 2])
