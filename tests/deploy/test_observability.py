@@ -34,7 +34,7 @@ from tests.deploy.running_service import kill_a_worker, service
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1200)]
 
-SCALE = TimeScale(1 / 100)  # ten minutes are six seconds: a group takes longer to restart
+SCALE = TimeScale(1 / 100)  # ten minutes are six seconds
 MISSING = "HDETReplicasBelowDesired"
 JOB_FOLDER = ROOT / "tests/deploy/watched_job"
 
@@ -48,19 +48,21 @@ def home() -> Iterator[Path]:
 
 def test_a_run_is_watched_through_an_override_a_kill_and_a_rollback(home: Path, tmp_path: Path) -> None:
     pictures = Path(os.environ.get("HDET_PICTURES", tmp_path))
+    gate = tmp_path / "gate"
     with service(home) as client:
         target = client.url.removeprefix("http://")
         scraper = client.create_token("prometheus", "metrics")["token"]
         with scraping(target, tmp_path, SCALE, scraper) as source:
             began_s = time.time()
             package = client.upload_package(JOB_FOLDER)
-            paper = _submit(client, package, {"controller": "paper", "sync_every": 20, "warmup_steps": 60})
+            settings: dict[str, object] = {"controller": "paper", "sync_every": 20, "warmup_steps": 60}
+            paper = _submit(client, package, settings, gate)
             _wait_for_round(client, paper, 12)
             _override(client, paper)
-            _lose_a_worker(client, source, paper)
+            _lose_a_worker(client, source, paper, gate)
             _roll_back(client, paper)
             client.cancel(paper)
-            auto = _submit(client, package, {"controller": "auto"}, total_steps=500)
+            auto = _submit(client, package, {"controller": "auto"}, gate, total_steps=500)
             _wait_for_state(client, auto, "SUCCEEDED")
             wait_for(
                 lambda: alert_state(source, MISSING, paper) == "inactive", "finished: silent", limit_s=30.0
@@ -75,12 +77,14 @@ def test_a_run_is_watched_through_an_override_a_kill_and_a_rollback(home: Path, 
             assert _never_exported(source, window) == set()
 
 
-def _submit(client: HDETClient, package: str, hdet: dict[str, object], total_steps: int = 100_000) -> str:
+def _submit(
+    client: HDETClient, package: str, hdet: dict[str, object], gate: Path, total_steps: int = 100_000
+) -> str:
     job = client.submit(
         {
             "name": f"watched-{hdet['controller']}",
             "entrypoint": "watched_loop:train",
-            "config": {"total_steps": total_steps, "pace_s": 0.02},
+            "config": {"total_steps": total_steps, "pace_s": 0.02, "gate": str(gate)},
             "runtime_env": {"working_dir": package},
             "replicas": {"min": 4, "max": 4},
             "hdet": hdet,
@@ -124,14 +128,16 @@ def _override(client: HDETClient, job: str) -> None:
     )
 
 
-def _lose_a_worker(client: HDETClient, source: Prometheus, job: str) -> None:
-    """The alert is pending, fires, and is resolved when the group is back."""
+def _lose_a_worker(client: HDETClient, source: Prometheus, job: str, gate: Path) -> None:
+    """The alert is pending, fires, and is resolved when the group, which the gate holds up, is back."""
     assert alert_state(source, MISSING, job) == "inactive"
     before = client.schedule(job)["round"]
+    gate.touch()
     kill_a_worker(job)
     wait_for(lambda: alert_state(source, MISSING, job) == "pending", "the alert is pending", limit_s=60.0)
     assert client.job(job)["replicas"]["present"] == 0
     wait_for(lambda: alert_state(source, MISSING, job) == "firing", "the alert fires", limit_s=60.0)
+    gate.unlink()
     _wait_for_round(client, job, before + 3)
     wait_for(lambda: alert_state(source, MISSING, job) == "inactive", "the alert is resolved", limit_s=60.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -20,7 +21,9 @@ WIDTH = 16
 
 
 def train(config: dict[str, Any]) -> None:
-    """``config``: ``total_steps``, and ``pace_s``, seconds between two steps."""
+    """``config``: ``total_steps``; ``pace_s``, seconds between steps; ``gate``, a file that holds it up."""
+    while Path(config["gate"]).exists():
+        time.sleep(0.1)
     torch.manual_seed(0)
     inputs = torch.randn(SAMPLES, WIDTH)
     targets = torch.sin(inputs @ torch.randn(WIDTH, 1)) + 0.3 * torch.randn(SAMPLES, 1)
