@@ -58,6 +58,14 @@ def played(service: Served, client: HDETClient, name: str, **run: Any) -> tuple[
     return job_id, PlayedRun(service, job_id, **run)
 
 
+def past_its_search(service: Served, client: HDETClient, name: str) -> tuple[str, PlayedRun]:
+    """The same, once its search is over: values can be overridden."""
+    job_id, run = played(service, client, name)
+    while run.state.is_searching:
+        run.advance()
+    return job_id, run
+
+
 def test_flags_submit_what_they_say(client: HDETClient) -> None:
     text = done(
         "submit", "--name", "flags", "--entrypoint", "byte_lm", "--replicas", "2", "--set", "max_lr=1e-3"
@@ -307,9 +315,7 @@ def test_a_job_whose_run_was_not_opened_has_no_ledger_yet(client: HDETClient) ->
 
 
 def test_an_override_is_previewed_stored_and_seen(service: Served, client: HDETClient) -> None:
-    job_id, run = played(service, client, "steered")
-    while run.state.is_searching:
-        run.advance()
+    job_id, run = past_its_search(service, client, "steered")
     command = (
         "schedule",
         "override",
@@ -333,18 +339,14 @@ def test_an_override_is_previewed_stored_and_seen(service: Served, client: HDETC
 
 
 def test_an_override_on_an_older_revision_is_refused(service: Served, client: HDETClient) -> None:
-    _, run = played(service, client, "contested")
-    while run.state.is_searching:
-        run.advance()
+    past_its_search(service, client, "contested")
     done("schedule", "freeze", "contested")
     outcome = hdet("schedule", "override", "contested", "--set", "0.01", "--if-match", "0")
     assert outcome.exit_code == 4
 
 
 def test_a_dry_run_takes_no_override_back(service: Served, client: HDETClient) -> None:
-    job_id, run = played(service, client, "kept")
-    while run.state.is_searching:
-        run.advance()
+    job_id, _ = past_its_search(service, client, "kept")
     override = ("schedule", "override", "kept")
     made = json.loads(done(*override, "--set", "0.01", "--at-round", "80", "--json"))
     outcome = hdet(*override, "--remove", made["id"], "--dry-run")
@@ -356,9 +358,7 @@ def test_a_dry_run_takes_no_override_back(service: Served, client: HDETClient) -
 def test_an_override_is_taken_back_on_the_named_revision_only_and_the_audit_says_why(
     service: Served, client: HDETClient
 ) -> None:
-    job_id, run = played(service, client, "regretted")
-    while run.state.is_searching:
-        run.advance()
+    job_id, _ = past_its_search(service, client, "regretted")
     override = ("schedule", "override", "regretted")
     made = json.loads(done(*override, "--set", "0.01", "--at-round", "80", "--json"))
     remove = (*override, "--remove", made["id"], "--reason", "too bold")
@@ -372,10 +372,8 @@ def test_an_override_is_taken_back_on_the_named_revision_only_and_the_audit_says
 
 @pytest.mark.parametrize("rounds_before", [1, 2])  # folded into a plan, and known to have been applied
 def test_a_removal_can_be_waited_for(service: Served, client: HDETClient, rounds_before: int) -> None:
-    job_id, run = played(service, client, f"patient-{rounds_before}")
-    while run.state.is_searching:
-        run.advance()
     name = f"patient-{rounds_before}"
+    job_id, run = past_its_search(service, client, name)
     made = json.loads(done("schedule", "override", name, "--set", "0.01", "--json"))
     for _ in range(rounds_before):
         run.advance()
@@ -391,9 +389,7 @@ def test_a_removal_can_be_waited_for(service: Served, client: HDETClient, rounds
 def test_waiting_for_a_removal_ends_with_the_job_and_says_what_became_of_it(
     service: Served, client: HDETClient
 ) -> None:
-    job_id, run = played(service, client, "cut short")
-    while run.state.is_searching:
-        run.advance()
+    job_id, run = past_its_search(service, client, "cut short")
     made = json.loads(done("schedule", "override", "cut short", "--set", "0.01", "--json"))
     for _ in range(2):
         run.advance()
@@ -408,9 +404,7 @@ def test_waiting_for_a_removal_ends_with_the_job_and_says_what_became_of_it(
 def test_a_refused_override_says_why_it_was_refused_not_why_it_was_asked_for(
     service: Served, client: HDETClient
 ) -> None:
-    job_id, run = played(service, client, "hopeless")
-    while run.state.is_searching:
-        run.advance()
+    job_id, _ = past_its_search(service, client, "hopeless")
     cancel = threading.Timer(0.5, lambda: client.cancel(job_id))
     cancel.start()
     outcome = hdet(
@@ -449,9 +443,7 @@ def test_each_outcome_of_an_override_has_its_own_words(state: Any, said: str) ->
 
 
 def test_freeze_resume_bound_and_removal_change_the_schedule(service: Served, client: HDETClient) -> None:
-    job_id, run = played(service, client, "handled")
-    while run.state.is_searching:
-        run.advance()
+    job_id, run = past_its_search(service, client, "handled")
     done("schedule", "freeze", "handled", "--reason", "look")
     done("schedule", "bound", "handled", "--low", "1e-5", "--high", "0.5")
     run.advance()
